@@ -1,0 +1,103 @@
+# Everything a person or CI does with this repository. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+# The daemon and the test tools are static: they run on busybox, in an empty image, on any libc.
+export CGO_ENABLED ?= 0
+
+VERSION  ?= $(shell git describe --match 'v[0-9]*' --dirty=.m --always --tags 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD 2>/dev/null || echo .m)
+LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+# How long one fuzz target runs, and what the end-to-end tests may take.
+FUZZTIME            ?= 10s
+INTEGRATION_TIMEOUT ?= 30m
+TESTFLAGS           ?=
+
+export PATH := $(CURDIR)/bin:$(CURDIR)/bin/tools:$(PATH)
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "; print "Usage: make <target>\n"} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/buildkitd-lazy
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/buildkitd-lazy ./cmd/buildkitd-lazy
+
+.PHONY: tools
+tools: ## Build the test tools: stock buildkitd and buildctl, docker-buildx
+	cd integration && $(GO) build -o ../bin/tools/ github.com/moby/buildkit/cmd/buildkitd github.com/moby/buildkit/cmd/buildctl
+	cd integration && $(GO) build -o ../bin/tools/docker-buildx github.com/docker/buildx/cmd/buildx
+
+.PHONY: deps
+deps: ## Install by apt-get what the tests need and this machine lacks
+	hack/deps.sh test
+
+.PHONY: test
+test: deps unit integration ## Unit and integration tests, after deps
+
+.PHONY: unit
+unit: ## Tests of the product's packages
+	$(GO) test $(TESTFLAGS) ./...
+
+.PHONY: race
+race: ## Tests of the product's packages under the race detector
+	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+
+.PHONY: integration
+integration: build tools ## End-to-end tests: real binary, registry, mounts, Dockerfiles
+	cd integration && $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
+
+.PHONY: upstream
+upstream: build tools ## BuildKit's own integration tests against our binary
+	cd integration && $(GO) test -timeout 3h $(TESTFLAGS) ./upstream/...
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (10s)
+	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: bin/tools/golangci-lint ## golangci-lint over both modules
+	hack/lint.sh
+
+bin/tools/golangci-lint: hack/lint/go.mod hack/lint/go.sum
+	cd hack/lint && $(GO) build -o ../../bin/tools/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: image
+image: build tools ## Build the driver image for docker buildx with our own daemon
+	hack/image.sh
+
+.PHONY: demo
+demo: build tools ## Lazy beside stock on a real development image, in a short table
+	hack/deps.sh demo
+	cd integration && $(GO) build -o ../bin/demo ./cmd/demo
+	bin/demo
+
+.PHONY: bench
+bench: build tools ## Measure against stock BuildKit: all links, images and workloads
+	hack/deps.sh bench
+	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
+	bin/bench
+
+.PHONY: bench-quick
+bench-quick: build tools ## The same in under five minutes: one link, the Go image
+	hack/deps.sh bench-quick
+	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
+	bin/bench -quick
+
+.PHONY: install
+install: build ## Install the daemon below DESTDIR and PREFIX (/usr/local)
+	install -D -m 0755 bin/buildkitd-lazy $(DESTDIR)$(PREFIX)/bin/buildkitd-lazy
+
+.PHONY: clean
+clean: ## Remove what the targets above built
+	rm -rf bin
+
+.PHONY: ci
+ci: deps lint unit race integration ## What .ci/run runs
