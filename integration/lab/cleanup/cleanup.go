@@ -1,0 +1,87 @@
+// Package cleanup undoes what outlives a process: network namespaces, mounts,
+// child processes.
+//
+// Whoever creates such a thing registers how to undo it with [Add] and calls
+// the returned function when it has been undone in the ordinary way. [Trap] makes
+// SIGINT and SIGTERM run what is still registered, newest first, before the
+// process exits with status 130; a test binary, whose deferred calls a signal
+// would skip, calls it in TestMain. SIGKILL leaves things behind: names made by
+// this module carry the pid of their owner so that a person can tell whose
+// they were.
+package cleanup
+
+import (
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+var (
+	mu    sync.Mutex
+	next  int
+	undos = map[int]func(){}
+	order []int
+)
+
+// Add registers undo and returns a function that runs it, once, and forgets
+// it. Both are safe for concurrent use.
+func Add(undo func()) (run func()) {
+	mu.Lock()
+	defer mu.Unlock()
+	id := next
+	next++
+	undos[id] = undo
+	order = append(order, id)
+	return func() { runOne(id) }
+}
+
+// All runs everything that is registered, newest first.
+func All() {
+	for {
+		mu.Lock()
+		if len(order) == 0 {
+			mu.Unlock()
+			return
+		}
+		id := order[len(order)-1]
+		mu.Unlock()
+		runOne(id)
+	}
+}
+
+func runOne(id int) {
+	mu.Lock()
+	undo := undos[id]
+	delete(undos, id)
+	for i, o := range order {
+		if o == id {
+			order = append(order[:i], order[i+1:]...)
+			break
+		}
+	}
+	mu.Unlock()
+	if undo != nil {
+		undo()
+	}
+}
+
+// Trap runs [All] on SIGINT or SIGTERM and exits with status 130. The
+// returned function ends the trap.
+func Trap() (stop func()) {
+	ch := make(chan os.Signal, 1)
+	done := make(chan struct{})
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-ch:
+			All()
+			os.Exit(130)
+		case <-done:
+		}
+	}()
+	return sync.OnceFunc(func() {
+		signal.Stop(ch)
+		close(done)
+	})
+}
