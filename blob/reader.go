@@ -1,0 +1,292 @@
+package blob
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// ErrNoRange says that a host ignores range requests.
+var ErrNoRange = errors.New("answered 200 to a range request")
+
+// Hosts returns the hosts that may serve a blob, in the order to try them.
+// It is called before every attempt, so it can bring fresh credentials.
+type Hosts func() ([]docker.RegistryHost, error)
+
+// Options tune a Reader. The zero value works.
+type Options struct {
+	// RetryFor is how long a read goes on trying without receiving a byte.
+	// 0 means 60 s.
+	RetryFor time.Duration
+	// Stall is how long one attempt may be silent, before and between the bytes
+	// of its body. 0 means 20 s.
+	Stall time.Duration
+	// Fetched is told of the bytes of every body part received, and of the time
+	// their reader waited for them. Called concurrently.
+	Fetched func(dgst digest.Digest, n int64, wait time.Duration)
+	// Failed is told of reads that were given up. Called concurrently.
+	Failed func(dgst digest.Digest, err error)
+}
+
+const (
+	defaultRetryFor = 60 * time.Second
+	defaultStall    = 20 * time.Second
+	maxRedirects    = 5
+)
+
+// Reader reads one blob. Make it with [New].
+type Reader struct {
+	ref  reference.Spec
+	dgst digest.Digest
+	opt  Options
+
+	mu        sync.Mutex
+	hosts     Hosts
+	size      int64             // bytes; 0 until known
+	redirects map[string]string // blob URL -> where the registry sent us last
+}
+
+// New returns a Reader of the blob dgst in the repository of ref. size is the
+// blob's length in bytes as its descriptor states it, or 0 if that isn't known.
+func New(ref reference.Spec, dgst digest.Digest, size int64, hosts Hosts, opt Options) *Reader {
+	if opt.RetryFor <= 0 {
+		opt.RetryFor = defaultRetryFor
+	}
+	if opt.Stall <= 0 {
+		opt.Stall = defaultStall
+	}
+	return &Reader{ref: ref, dgst: dgst, opt: opt, hosts: hosts, size: size, redirects: map[string]string{}}
+}
+
+// SetHosts replaces where the blob is read from, e.g. when another build brings
+// its own credentials. Reads under way use it from their next attempt on.
+func (r *Reader) SetHosts(h Hosts) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hosts = h
+}
+
+// Repository is the repository that the blob is read from, e.g.
+// "registry.example/team/image".
+func (r *Reader) Repository() string { return r.ref.Locator }
+
+// Digest names the blob.
+func (r *Reader) Digest() digest.Digest { return r.dgst }
+
+// Size returns the blob's length in bytes, asking the registry for it if the
+// descriptor didn't say.
+func (r *Reader) Size(ctx context.Context) (int64, error) {
+	if n := r.knownSize(); n > 0 {
+		return n, nil
+	}
+	body, err := r.Fetch(ctx, 0, 1)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		return 0, err
+	}
+	return r.knownSize(), nil
+}
+
+func (r *Reader) knownSize() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.size
+}
+
+// Fetch returns the n bytes at off, both at least 0 and n at least 1. The body
+// ends with io.EOF after exactly n bytes or with an error that names blob and
+// host. The caller closes it. ctx bounds the body as well.
+func (r *Reader) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 1 {
+		return nil, fmt.Errorf("read blob %s: invalid range of %d bytes at %d", r.dgst, n, off)
+	}
+	b := &body{r: r, ctx: ctx, off: off, end: off + n, deadline: time.Now().Add(r.opt.RetryFor)}
+	if err := b.open(); err != nil {
+		return nil, b.fail(err)
+	}
+	return b, nil
+}
+
+// get sends one range request to one host and returns its body, which holds the
+// bytes from off on.
+func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int64) (io.ReadCloser, error) {
+	blobURL := r.url(host)
+	r.mu.Lock()
+	target, known := r.redirects[blobURL]
+	r.mu.Unlock()
+	if known {
+		resp, err := r.send(ctx, host, target, false, off, end)
+		if err == nil && resp.StatusCode == http.StatusPartialContent {
+			return r.accept(resp, off, end)
+		}
+		if err == nil {
+			// A signed URL that has expired: ask the registry for a new one.
+			drain(resp)
+		}
+		r.mu.Lock()
+		delete(r.redirects, blobURL)
+		r.mu.Unlock()
+		if context.Cause(ctx) != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+
+	target = blobURL
+	for range maxRedirects {
+		resp, err := r.send(ctx, host, target, target == blobURL, off, end)
+		if err != nil {
+			return nil, err
+		}
+		loc, err := resp.Location()
+		if resp.StatusCode/100 == 3 && err == nil {
+			drain(resp)
+			target = loc.String()
+			continue
+		}
+		body, err := r.accept(resp, off, end)
+		if err == nil && target != blobURL {
+			r.mu.Lock()
+			r.redirects[blobURL] = target
+			r.mu.Unlock()
+		}
+		return body, err
+	}
+	return nil, &statusError{host: host.Host, status: fmt.Sprintf("redirected more than %d times", maxRedirects)}
+}
+
+func (r *Reader) url(host docker.RegistryHost) string {
+	u := url.URL{
+		Scheme: host.Scheme,
+		Host:   host.Host,
+		Path: path.Join("/", host.Path, strings.TrimPrefix(r.ref.Locator, r.ref.Hostname()+"/"),
+			"blobs", r.dgst.String()),
+	}
+	// A mirror learns which registry is meant, as containerd's resolver does it.
+	if ns := r.ref.Hostname(); ns != host.Host && (ns != "docker.io" || host.Host != "registry-1.docker.io") {
+		u.RawQuery = url.Values{"ns": {ns}}.Encode()
+	}
+	return u.String()
+}
+
+// send sends one request. Only the registry itself gets its headers and
+// credentials; a host it redirects to gets none.
+func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target string, registry bool, off, end int64) (*http.Response, error) {
+	var tr http.RoundTripper
+	if host.Client != nil {
+		tr = host.Client.Transport
+	}
+	if tr == nil {
+		tr = http.DefaultTransport
+	}
+	scope, err := docker.RepositoryScope(r.ref, false)
+	if err != nil {
+		return nil, err
+	}
+	ctx = docker.WithScope(ctx, scope)
+	for authorized := false; ; authorized = true {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+		if err != nil {
+			return nil, err
+		}
+		if registry {
+			for k, v := range host.Header {
+				req.Header[k] = v
+			}
+		}
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end-1))
+		req.Header.Set("Accept-Encoding", "identity")
+		if registry && host.Authorizer != nil {
+			if err := host.Authorizer.Authorize(ctx, req); err != nil {
+				return nil, fmt.Errorf("%s: authorize: %w", host.Host, err)
+			}
+		}
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", host.Host, hideQuery(err))
+		}
+		if resp.StatusCode != http.StatusUnauthorized || authorized || !registry || host.Authorizer == nil {
+			return resp, nil
+		}
+		drain(resp)
+		if err := host.Authorizer.AddResponses(ctx, []*http.Response{resp}); err != nil {
+			return nil, fmt.Errorf("%s: authorize: %w", host.Host, err)
+		}
+	}
+}
+
+// accept takes the body of a 206 that starts at off; everything else is an error.
+func (r *Reader) accept(resp *http.Response, off, end int64) (io.ReadCloser, error) {
+	host := resp.Request.URL.Host
+	switch resp.StatusCode {
+	case http.StatusPartialContent:
+		first, last, size, err := parseContentRange(resp.Header.Get("Content-Range"))
+		if err != nil || first != off || last >= end {
+			drain(resp)
+			return nil, &statusError{host: host, status: fmt.Sprintf(
+				"answered bytes %d-%d with Content-Range %q", off, end-1, resp.Header.Get("Content-Range"))}
+		}
+		if size > 0 {
+			r.mu.Lock()
+			r.size = size
+			r.mu.Unlock()
+		}
+		return resp.Body, nil
+	case http.StatusOK:
+		// Not drained: it may be gigabytes.
+		resp.Body.Close()
+		return nil, fmt.Errorf("%s %w", host, ErrNoRange)
+	default:
+		drain(resp)
+		return nil, &statusError{
+			host: host, status: "answered " + resp.Status, code: resp.StatusCode,
+			after: retryAfter(resp.Header.Get("Retry-After")),
+		}
+	}
+}
+
+// drain lets the connection be used again, unless that means reading much.
+func drain(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
+	resp.Body.Close()
+}
+
+// contentRange is RFC 9110, section 14.4.
+var contentRange = regexp.MustCompile(`^bytes (\d+)-(\d+)/(\d+|\*)$`)
+
+func parseContentRange(h string) (first, last, size int64, err error) {
+	m := contentRange.FindStringSubmatch(h)
+	if m == nil {
+		return 0, 0, 0, fmt.Errorf("invalid Content-Range %q", h)
+	}
+	if first, err = strconv.ParseInt(m[1], 10, 64); err != nil {
+		return 0, 0, 0, err
+	}
+	if last, err = strconv.ParseInt(m[2], 10, 64); err != nil {
+		return 0, 0, 0, err
+	}
+	if m[3] != "*" {
+		if size, err = strconv.ParseInt(m[3], 10, 64); err != nil {
+			return 0, 0, 0, err
+		}
+	}
+	if last < first || size > 0 && last >= size {
+		return 0, 0, 0, fmt.Errorf("invalid Content-Range %q", h)
+	}
+	return first, last, size, nil
+}

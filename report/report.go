@@ -1,0 +1,273 @@
+package report
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Mode is what became of a layer.
+type Mode string
+
+// The modes of a layer.
+const (
+	// Lazy layers are mounted; bytes arrive when they are read.
+	Lazy Mode = "lazy"
+	// Eager layers are pulled and unpacked; Layer.Reason says why.
+	Eager Mode = "eager"
+	// Unused layers were neither mounted nor pulled since the daemon started.
+	Unused Mode = "unused"
+)
+
+// Layer is one layer of an image in a Report.
+type Layer struct {
+	Digest digest.Digest `json:"digest"`
+	// Size is the compressed size in bytes.
+	Size int64 `json:"size"`
+	Mode Mode  `json:"mode"`
+	// Format is the lazy format, e.g. "estargz".
+	Format string `json:"format,omitempty"`
+	// Reason says why the layer is eager.
+	Reason string `json:"reason,omitempty"`
+	// Fetched is the number of bytes received for this layer during the build.
+	Fetched int64 `json:"fetched"`
+	// WaitSeconds is the time that readers waited for those bytes, summed.
+	WaitSeconds float64 `json:"waitSeconds"`
+}
+
+// Image is a base image in a Report.
+type Image struct {
+	Ref    string        `json:"ref"`
+	Digest digest.Digest `json:"digest"`
+	// Lazy is the number of layers whose mode is Lazy.
+	Lazy int `json:"lazy"`
+	// Size and Fetched are sums over the layers, in bytes.
+	Size    int64   `json:"size"`
+	Fetched int64   `json:"fetched"`
+	Layers  []Layer `json:"layers"`
+}
+
+// Report says what one build read of its base images.
+type Report struct {
+	Images []Image `json:"images"`
+	// Size and Fetched are sums over the distinct layers, in bytes.
+	Size        int64   `json:"size"`
+	Fetched     int64   `json:"fetched"`
+	WaitSeconds float64 `json:"waitSeconds"`
+}
+
+// Reporter collects. The zero value works.
+type Reporter struct {
+	mu     sync.Mutex
+	layers map[digest.Digest]*layer
+	builds map[string][]*Account
+	failed []failure
+}
+
+type layer struct {
+	mode    Mode
+	format  string
+	reason  string
+	fetched int64
+	wait    time.Duration
+}
+
+// Account is the account of one build, from [Reporter.Begin] to [Reporter.End].
+type Account struct {
+	session string
+	images  []image
+	base    map[digest.Digest]layer // counters when the build first met the layer
+}
+
+type image struct {
+	ref    string
+	digest digest.Digest
+	layers []Descriptor
+}
+
+// Descriptor is a layer as a manifest lists it.
+type Descriptor struct {
+	Digest digest.Digest
+	Size   int64 // bytes
+}
+
+type failure struct {
+	at     time.Time
+	digest digest.Digest
+	err    error
+}
+
+// keepFailures bounds the list of failed reads.
+const keepFailures = 64
+
+func (r *Reporter) layer(d digest.Digest) *layer {
+	if r.layers == nil {
+		r.layers = map[digest.Digest]*layer{}
+	}
+	l := r.layers[d]
+	if l == nil {
+		l = &layer{mode: Unused}
+		r.layers[d] = l
+	}
+	return l
+}
+
+// Fetched adds n bytes which a reader of the layer waited for.
+func (r *Reporter) Fetched(d digest.Digest, n int64, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.layer(d)
+	l.fetched += n
+	l.wait += wait
+}
+
+// ReadFailed notes that a read of a lazy layer was given up.
+func (r *Reporter) ReadFailed(d digest.Digest, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.failed) == keepFailures {
+		r.failed = slices.Delete(r.failed, 0, 1)
+	}
+	r.failed = append(r.failed, failure{time.Now(), d, err})
+}
+
+// FailedSince returns the reads given up since t, one for each layer.
+func (r *Reporter) FailedSince(t time.Time) []error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	seen := map[digest.Digest]bool{}
+	for _, f := range slices.Backward(r.failed) {
+		if f.at.Before(t) {
+			break
+		}
+		if !seen[f.digest] {
+			seen[f.digest] = true
+			errs = append(errs, f.err)
+		}
+	}
+	return errs
+}
+
+// Opened notes that the layer is mounted in a lazy format.
+func (r *Reporter) Opened(d digest.Digest, format string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.layer(d)
+	l.mode, l.format, l.reason = Lazy, format, ""
+}
+
+// Pulled notes that the layer is pulled as a whole, and why.
+func (r *Reporter) Pulled(d digest.Digest, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.layer(d)
+	l.mode, l.format, l.reason = Eager, "", reason
+}
+
+// Forget notes that the layer is no longer held locally. Counters stay, so that
+// the difference over a build stays right.
+func (r *Reporter) Forget(d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.layers[d]; l != nil {
+		l.mode, l.format, l.reason = Unused, "", ""
+	}
+}
+
+// Begin opens the account of a build, whose client session is the only name that
+// sources know it by. Builds which share a session, as those of `buildx bake` do,
+// share what is said of it.
+func (r *Reporter) Begin(session string) *Account {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.builds == nil {
+		r.builds = map[string][]*Account{}
+	}
+	a := &Account{session: session, base: map[digest.Digest]layer{}}
+	r.builds[session] = append(r.builds[session], a)
+	return a
+}
+
+// Use notes that the builds of these sessions use an image. Sessions that belong
+// to no open account are ignored.
+func (r *Reporter) Use(sessions []string, ref string, dgst digest.Digest, layers []Descriptor) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range sessions {
+		for _, a := range r.builds[s] {
+			if slices.ContainsFunc(a.images, func(i image) bool { return i.ref == ref && i.digest == dgst }) {
+				continue
+			}
+			a.images = append(a.images, image{ref, dgst, layers})
+			for _, d := range layers {
+				if _, ok := a.base[d.Digest]; !ok {
+					a.base[d.Digest] = *r.layer(d.Digest)
+				}
+			}
+		}
+	}
+}
+
+// End closes the account of a build and returns it; ok is false if the build
+// used no image.
+func (r *Reporter) End(b *Account) (rep Report, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	open := slices.DeleteFunc(r.builds[b.session], func(a *Account) bool { return a == b })
+	if r.builds[b.session] = open; len(open) == 0 {
+		delete(r.builds, b.session)
+	}
+	if len(b.images) == 0 {
+		return Report{}, false
+	}
+	seen := map[digest.Digest]bool{}
+	for _, i := range b.images {
+		img := r.image(i, b.base)
+		rep.Images = append(rep.Images, img)
+		for _, l := range img.Layers {
+			if seen[l.Digest] {
+				continue
+			}
+			seen[l.Digest] = true
+			rep.Size += l.Size
+			rep.Fetched += l.Fetched
+			rep.WaitSeconds += l.WaitSeconds
+		}
+	}
+	slices.SortFunc(rep.Images, func(a, b Image) int { return cmp.Compare(a.Ref, b.Ref) })
+	return rep, true
+}
+
+// Image returns the state of an image's layers, and all that was ever fetched
+// of them.
+func (r *Reporter) Image(ref string, dgst digest.Digest, layers []Descriptor) Image {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.image(image{ref, dgst, layers}, nil)
+}
+
+func (r *Reporter) image(i image, base map[digest.Digest]layer) Image {
+	img := Image{Ref: i.ref, Digest: i.digest}
+	seen := map[digest.Digest]bool{}
+	for _, d := range i.layers {
+		l, from := r.layer(d.Digest), base[d.Digest]
+		out := Layer{
+			Digest: d.Digest, Size: d.Size, Mode: l.mode, Format: l.format, Reason: l.reason,
+			Fetched: l.fetched - from.fetched, WaitSeconds: (l.wait - from.wait).Seconds(),
+		}
+		img.Layers = append(img.Layers, out)
+		if l.mode == Lazy {
+			img.Lazy++
+		}
+		if !seen[d.Digest] {
+			seen[d.Digest] = true
+			img.Size += out.Size
+			img.Fetched += out.Fetched
+		}
+	}
+	return img
+}

@@ -1,0 +1,14 @@
+// Package snapshot is a containerd snapshotter whose layers need not be there
+// when they are mounted.
+//
+// It behaves like containerd's overlayfs snapshotter. When Prepare is given the
+// label "containerd.io/snapshot.ref" and labels that say where a layer's blob is
+// ([LabelRef], [LabelDigest]), it tries to mount the layer from its table of
+// contents and answers ErrAlreadyExists: the layer is "there", as containerd's
+// remote snapshotters define it. When that fails, Prepare makes nothing and returns
+// a [MountError], and the caller pulls the layer.
+//
+// The door, i.e. the file system that readers see, is stargz-snapshotter's over
+// FUSE; the bytes it asks for come from package blob. Mounts end with Close; what
+// a killed daemon left behind is unmounted by the next New.
+package snapshot

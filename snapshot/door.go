@@ -1,0 +1,170 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	stargzfs "github.com/containerd/stargz-snapshotter/fs"
+	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
+	"github.com/containerd/stargz-snapshotter/fs/remote"
+	stargzsource "github.com/containerd/stargz-snapshotter/fs/source"
+	stargz "github.com/containerd/stargz-snapshotter/snapshot"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+)
+
+// door is stargz-snapshotter's file system, reading through package blob.
+type door struct {
+	stargz.FileSystem
+	opt Options
+
+	mu       sync.Mutex
+	readers  map[digest.Digest]*blob.Reader
+	mounted  map[string]digest.Digest // by mount point
+}
+
+func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
+	d := &door{
+		opt:      opt,
+		readers:  map[digest.Digest]*blob.Reader{},
+		mounted:  map[string]digest.Digest{},
+	}
+	fs, err := stargzfs.NewFilesystem(root, opt.Stargz,
+		stargzfs.WithGetSources(d.sources),
+		stargzfs.WithResolveHandler("blob", handler{d}),
+		stargzfs.WithOverlayOpaqueType(opaque),
+	)
+	if err != nil {
+		return nil, err
+	}
+	d.FileSystem = fs
+	return d, nil
+}
+
+// sources tells the file system names only: handler knows where the bytes are.
+func (d *door) sources(labels map[string]string) ([]stargzsource.Source, error) {
+	return stargzsource.FromDefaultLabels(func(reference.Spec) ([]docker.RegistryHost, error) {
+		return nil, errors.New("layers are read through package blob")
+	})(labels)
+}
+
+// failureKey is where Snapshotter.Prepare wants to find Mount's error, which
+// stargz-snapshotter logs and drops.
+type failureKey struct{}
+
+// Mount implements stargz.FileSystem.
+func (d *door) Mount(ctx context.Context, mountpoint string, labels map[string]string) error {
+	err := d.mount(ctx, mountpoint, labels)
+	if failure, ok := ctx.Value(failureKey{}).(*error); ok {
+		*failure = err
+	}
+	return err
+}
+
+func (d *door) mount(ctx context.Context, mountpoint string, labels map[string]string) error {
+	src, err := parseLabels(labels)
+	if err != nil {
+		return err
+	}
+	d.open(src)
+	if d.opt.MountTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, d.opt.MountTimeout,
+			fmt.Errorf("no table of contents within %s", d.opt.MountTimeout))
+		defer cancel()
+	}
+	if err := d.FileSystem.Mount(ctx, mountpoint, labels); err != nil {
+		return explain(ctx, src.digest, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mounted[mountpoint] = src.digest
+	return nil
+}
+
+// Check implements stargz.FileSystem. A mounted layer is available: whether its
+// registry still is shows when a byte is missing, and then it is retried.
+func (d *door) Check(ctx context.Context, mountpoint string, labels map[string]string) error {
+	if src, err := parseLabels(labels); err == nil && len(src.sessions) > 0 {
+		d.open(src)
+	}
+	return d.FileSystem.Check(ctx, mountpoint, labels)
+}
+
+// Unmount implements stargz.FileSystem.
+func (d *door) Unmount(ctx context.Context, mountpoint string) error {
+	err := d.FileSystem.Unmount(ctx, mountpoint)
+	d.mu.Lock()
+	dgst, ok := d.mounted[mountpoint]
+	delete(d.mounted, mountpoint)
+	last := ok
+	for _, other := range d.mounted {
+		last = last && other != dgst
+	}
+	if last {
+		delete(d.readers, dgst)
+	}
+	d.mu.Unlock()
+	if last && d.opt.Unmounted != nil {
+		d.opt.Unmounted(dgst)
+	}
+	return err
+}
+
+// open makes sure that the layer and those above it have readers which use the
+// newest credentials.
+func (d *door) open(src layerSource) {
+	hosts := func() ([]docker.RegistryHost, error) { return d.opt.Hosts(src.ref, src.sessions) }
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for dgst, size := range src.sizes {
+		if r := d.readers[dgst]; r != nil && r.Repository() == src.ref.Locator {
+			r.SetHosts(hosts)
+			continue
+		}
+		d.readers[dgst] = blob.New(src.ref, dgst, size, hosts, d.opt.Blob)
+	}
+}
+
+// handler gives the file system its ranged reads.
+type handler struct{ d *door }
+
+// Handle implements remote.Handler.
+func (h handler) Handle(ctx context.Context, desc ocispecs.Descriptor) (remote.Fetcher, int64, error) {
+	h.d.mu.Lock()
+	r := h.d.readers[desc.Digest]
+	h.d.mu.Unlock()
+	if r == nil {
+		return nil, 0, fmt.Errorf("layer %s: unknown source", desc.Digest)
+	}
+	size, err := r.Size(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	return fetcher{r}, size, nil
+}
+
+type fetcher struct{ *blob.Reader }
+
+// Fetch implements remote.Fetcher.
+func (f fetcher) Fetch(ctx context.Context, off, size int64) (io.ReadCloser, error) {
+	return f.Reader.Fetch(ctx, off, size)
+}
+
+// Check implements remote.Fetcher. See door.Check.
+func (f fetcher) Check() error { return nil }
+
+// GenID implements remote.Fetcher: the key of a range in the file system's cache.
+func (f fetcher) GenID(off, size int64) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s-%d-%d", f.Digest(), off, size))
+	return hex.EncodeToString(sum[:])
+}

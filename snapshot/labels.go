@@ -1,0 +1,77 @@
+package snapshot
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Labels of a layer. BuildKit hands them to Prepare as they are and once more
+// with ".<id>" appended, and adds the ids of sessions which hold credentials.
+const (
+	// LabelRef is the image reference that a layer was resolved by.
+	LabelRef = "containerd.io/snapshot/remote/stargz.reference"
+	// LabelDigest is the digest of the layer's blob.
+	LabelDigest = "containerd.io/snapshot/remote/stargz.digest"
+	// LabelLayers lists, separated by commas, the digests of this layer's blob and
+	// of those above it which can be mounted lazily.
+	LabelLayers = "containerd.io/snapshot/remote/stargz.layers"
+	// LabelSizes lists the blob sizes of LabelLayers in bytes, in that order.
+	LabelSizes = "containerd.io/snapshot/remote/buildkitd-lazy.sizes"
+	// LabelTarget names the snapshot that Prepare shall commit.
+	LabelTarget = "containerd.io/snapshot.ref"
+
+	labelSession = "containerd.io/snapshot/remote/stargz.session."
+)
+
+// layerSource is what labels say of where a layer's blob is.
+type layerSource struct {
+	ref      reference.Spec
+	digest   digest.Digest
+	sizes    map[digest.Digest]int64 // bytes; of this layer and those above
+	sessions []string
+}
+
+func parseLabels(labels map[string]string) (layerSource, error) {
+	src := layerSource{sizes: map[digest.Digest]int64{}, sessions: Sessions(labels)}
+	var err error
+	if src.ref, err = reference.Parse(labels[LabelRef]); err != nil {
+		return src, fmt.Errorf("label %s: %w", LabelRef, err)
+	}
+	if src.digest, err = digest.Parse(labels[LabelDigest]); err != nil {
+		return src, fmt.Errorf("label %s: %w", LabelDigest, err)
+	}
+	sizes := strings.Split(labels[LabelSizes], ",")
+	for i, l := range strings.Split(labels[LabelLayers], ",") {
+		d, err := digest.Parse(l)
+		if err != nil {
+			continue // only hints
+		}
+		src.sizes[d] = 0
+		if i < len(sizes) {
+			if n, err := strconv.ParseInt(sizes[i], 10, 64); err == nil && n > 0 {
+				src.sizes[d] = n
+			}
+		}
+	}
+	if _, ok := src.sizes[src.digest]; !ok {
+		src.sizes[src.digest] = 0
+	}
+	return src, nil
+}
+
+// Sessions returns the ids of the client sessions in the labels, sorted.
+func Sessions(labels map[string]string) []string {
+	var ids []string
+	for k, v := range labels {
+		if strings.HasPrefix(k, labelSession) && v != "" {
+			ids = append(ids, v)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

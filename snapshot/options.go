@@ -1,0 +1,28 @@
+package snapshot
+
+import (
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/stargz-snapshotter/fs/config"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+)
+
+// Options say where layers come from and who is told of what happens to them.
+type Options struct {
+	// Hosts returns the hosts that serve ref, with the credentials of the client
+	// sessions. Required.
+	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+	// Stargz configures stargz-snapshotter's file system.
+	Stargz config.Config
+	// Blob tunes ranged reads, and says who is told of them.
+	Blob blob.Options
+	// MountTimeout is how long a layer's table of contents may take. 0 means as
+	// long as the file system allows (30 s).
+	MountTimeout time.Duration
+	// Unmounted, if set, is told when a layer's last mount is gone.
+	Unmounted func(digest.Digest)
+}

@@ -1,0 +1,115 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
+	stargz "github.com/containerd/stargz-snapshotter/snapshot"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Name is what the snapshotter is called towards BuildKit, whose cache manager
+// keys its lazy paths, and the binding of chain IDs to TOC digests, on it.
+const Name = "stargz"
+
+// Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
+type Snapshotter struct {
+	snapshots.Snapshotter
+	door *door
+}
+
+var _ snapshots.Snapshotter = (*Snapshotter)(nil)
+
+// New opens the snapshotter in the directory root, which it makes if needed.
+// Mounts which an earlier process left below root are unmounted first: their
+// server is gone, so reads in them fail.
+func New(root string, opt Options) (*Snapshotter, error) {
+	if err := unmountBelow(root); err != nil {
+		return nil, err
+	}
+	opaque := stargzlayer.OverlayOpaqueTrusted
+	userxattr, err := overlayutils.NeedsUserXAttr(root)
+	if err == nil && userxattr {
+		opaque = stargzlayer.OverlayOpaqueUser
+	}
+	d, err := newDoor(filepath.Join(root, "stargz"), opaque, opt)
+	if err != nil {
+		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
+	}
+	// Not restored: without a registry at hand there is no table of contents to
+	// mount from. BuildKit forgets such snapshots when it starts.
+	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), d,
+		stargz.AsynchronousRemove, stargz.NoRestore)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshotter in %s: %w", root, err)
+	}
+	return &Snapshotter{Snapshotter: s, door: d}, nil
+}
+
+// Prepare implements snapshots.Snapshotter. With the label LabelTarget it either
+// commits the layer's snapshot and returns ErrAlreadyExists, or makes nothing and
+// returns a *MountError or *MismatchError.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	var info snapshots.Info
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return nil, err
+		}
+	}
+	if _, ok := info.Labels[LabelTarget]; !ok {
+		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	var failure error
+	_, err := s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
+	if err != nil {
+		return nil, err
+	}
+	// An active snapshot, for a caller who unpacks layers into it.
+	if err := s.Remove(context.WithoutCancel(ctx), key); err != nil {
+		return nil, fmt.Errorf("remove snapshot of layer that can't be lazy: %w", err)
+	}
+	var mismatch *MismatchError
+	if errors.As(failure, &mismatch) {
+		return nil, mismatch
+	}
+	return nil, &MountError{Layer: digest.Digest(info.Labels[LabelDigest]), Err: failure}
+}
+
+// Cleanup removes what removed snapshots left behind, as containerd's garbage
+// collector asks for.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	if c, ok := s.Snapshotter.(snapshots.Cleaner); ok {
+		return c.Cleanup(ctx)
+	}
+	return nil
+}
+
+// unmountBelow unmounts, innermost first, every mount below root.
+func unmountBelow(root string) error {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(abs))
+	if err != nil {
+		return fmt.Errorf("list mounts below %s: %w", root, err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if m.Mountpoint == abs {
+			continue // the state directory's own file system
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s, left by an earlier process: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}

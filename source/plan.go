@@ -1,0 +1,189 @@
+package source
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	ctdlabels "github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+// labelPlan names the plan that a layer's snapshot belongs to.
+const labelPlan = "containerd.io/snapshot/remote/buildkitd-lazy.plan"
+
+// tocAnnotation carries the digest of an eStargz layer's table of contents.
+const tocAnnotation = estargz.TOCJSONDigestAnnotation
+
+// Why a layer without any attempt is pulled.
+const (
+	reasonNoTOC  = "no table of contents"
+	reasonLayout = "its OCI layout is read through the client"
+)
+
+// plan is what is to become of the layers of an image.
+type plan struct {
+	id       string
+	ref      string
+	digest   digest.Digest
+	layers   []layer
+	progress progress.Controller // of the FROM step; nil for a build nobody watches
+
+	mu        sync.Mutex
+	announced bool
+}
+
+// layer is one layer of a plan, bottom first.
+type layer struct {
+	desc    ocispecs.Descriptor
+	handler *cache.DescHandler
+
+	mu     sync.Mutex
+	reason string // why it is pulled; "" while it can be lazy
+	err    error  // why it must not be used
+}
+
+func newPlan(ref string, dgst digest.Digest, layers []ocispecs.Descriptor, handlers map[digest.Digest]*cache.DescHandler, eager string) *plan {
+	p := &plan{id: identity.NewID(), ref: ref, digest: dgst, layers: make([]layer, len(layers))}
+	for i, desc := range layers {
+		l := &p.layers[i]
+		l.desc, l.handler = desc, handlers[desc.Digest]
+		switch toc, ok := desc.Annotations[tocAnnotation]; {
+		case eager != "":
+			l.reason = eager
+		case !ok:
+			l.reason = reasonNoTOC
+		default:
+			if _, err := digest.Parse(toc); err != nil {
+				l.reason = fmt.Sprintf("its TOC digest annotation %q is no digest", toc)
+			}
+		}
+	}
+	return p
+}
+
+// labels are the snapshot labels of the layer i: what the snapshotter needs to
+// mount it without asking anybody.
+func (p *plan) labels(i int) map[string]string {
+	l := &p.layers[i]
+	labels := map[string]string{
+		labelPlan:            p.id,
+		snapshot.LabelRef:    p.ref,
+		snapshot.LabelDigest: l.desc.Digest.String(),
+	}
+	if l.eager() != "" {
+		return labels
+	}
+	labels[tocAnnotation] = l.desc.Annotations[tocAnnotation]
+
+	// The layers above are hints: their tables of contents are read in parallel
+	// with this one's. A label's length is limited, so there may be fewer of them.
+	var digests, sizes []string
+	for j := i; j < len(p.layers); j++ {
+		above := &p.layers[j]
+		if above.eager() != "" || slices.Contains(digests, above.desc.Digest.String()) {
+			continue
+		}
+		next := append(slices.Clone(digests), above.desc.Digest.String())
+		// BuildKit appends an id of its own to the key.
+		if ctdlabels.Validate(snapshot.LabelLayers+strings.Repeat("x", 32), strings.Join(next, ",")) != nil {
+			break
+		}
+		digests, sizes = next, append(sizes, strconv.FormatInt(above.desc.Size, 10))
+	}
+	labels[snapshot.LabelLayers] = strings.Join(digests, ",")
+	labels[snapshot.LabelSizes] = strings.Join(sizes, ",")
+	return labels
+}
+
+// find returns the index of the layer with that blob, -1 if there is none.
+func (p *plan) find(dgst string) int {
+	return slices.IndexFunc(p.descriptors(), func(d report.Descriptor) bool { return d.Digest.String() == dgst })
+}
+
+// lazyAbove reports whether a layer above i can be lazy.
+func (p *plan) lazyAbove(i int) bool {
+	for j := i + 1; j < len(p.layers); j++ {
+		if p.layers[j].eager() == "" {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *plan) descriptors() []report.Descriptor {
+	ds := make([]report.Descriptor, len(p.layers))
+	for i := range p.layers {
+		ds[i] = report.Descriptor{Digest: p.layers[i].desc.Digest, Size: p.layers[i].desc.Size}
+	}
+	return ds
+}
+
+// eager returns why the layer is pulled, "" if it can be lazy.
+func (l *layer) eager() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.reason
+}
+
+// pullBecause makes the layer an eager one.
+func (l *layer) pullBecause(reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reason = reason
+}
+
+// refuse makes every use of the layer fail.
+func (l *layer) refuse(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reason, l.err = "refused", err
+}
+
+func (l *layer) refused() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// plans holds the plans that snapshots may still refer to, the oldest of which
+// are forgotten: a snapshot without its plan is made lazily from its labels, or
+// pulled, only without a word to the user.
+type plans struct {
+	mu   sync.Mutex
+	byID map[string]*plan
+	ids  []string // oldest first
+}
+
+// keepPlans is far more than the images which builds resolve at the same time.
+const keepPlans = 512
+
+func (ps *plans) add(p *plan) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.byID == nil {
+		ps.byID = map[string]*plan{}
+	}
+	ps.byID[p.id] = p
+	ps.ids = append(ps.ids, p.id)
+	if len(ps.ids) > keepPlans {
+		delete(ps.byID, ps.ids[0])
+		ps.ids = ps.ids[1:]
+	}
+}
+
+func (ps *plans) get(id string) *plan {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.byID[id]
+}

@@ -1,0 +1,196 @@
+package source
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
+	bksnapshot "github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/util/contentutil"
+	"github.com/moby/buildkit/util/leaseutil"
+	"github.com/moby/buildkit/util/progress/logs"
+	"github.com/moby/buildkit/util/pull/pullprogress"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+// SnapshotterOptions are the parts of a worker that a Snapshotter works with.
+// All are required.
+type SnapshotterOptions struct {
+	ContentStore content.Store
+	Applier      diff.Applier
+	LeaseManager leases.Manager
+	Reporter     *report.Reporter
+}
+
+// Snapshotter carries out the plans of image sources when BuildKit's cache
+// manager asks for a layer's snapshot. Everything else it hands through.
+type Snapshotter struct {
+	bksnapshot.Snapshotter
+	opt   SnapshotterOptions
+	plans plans
+}
+
+// NewSnapshotter puts a Snapshotter in front of the worker's own.
+func NewSnapshotter(next bksnapshot.Snapshotter, opt SnapshotterOptions) *Snapshotter {
+	return &Snapshotter{Snapshotter: next, opt: opt}
+}
+
+// errPull tells the cache manager, to which every error means the same, to pull
+// this layer and those above.
+var errPull = errors.New("layer is pulled eagerly")
+
+// Prepare implements snapshot.Snapshotter. With the labels of a plan it makes the
+// layer's snapshot and returns ErrAlreadyExists, or errPull if no layer from
+// here on can be lazy: BuildKit pulls those in parallel.
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) error {
+	var info snapshots.Info
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return err
+		}
+	}
+	target := info.Labels[snapshot.LabelTarget]
+	p := s.plans.get(info.Labels[labelPlan])
+	if target == "" || p == nil {
+		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	i := p.find(info.Labels[snapshot.LabelDigest])
+	if i < 0 {
+		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+
+	err := s.mount(ctx, p, i, key, parent, opts)
+	if errors.Is(err, errPull) && p.lazyAbove(i) {
+		if err = s.pull(ctx, p, i, target, parent, snapshot.Sessions(info.Labels)); err == nil {
+			err = fmt.Errorf("snapshot %s: %w", target, cerrdefs.ErrAlreadyExists)
+		}
+	} else if errors.Is(err, errPull) {
+		for j := i; j < len(p.layers); j++ {
+			s.explain(ctx, p, j)(nil)
+		}
+		s.summarize(ctx, p)
+	}
+	if i == len(p.layers)-1 && cerrdefs.IsAlreadyExists(err) {
+		s.summarize(ctx, p)
+	}
+	return err
+}
+
+// mount tries to mount the layer i; errPull means that it's to be pulled, for the
+// reason which the layer now has.
+func (s *Snapshotter) mount(ctx context.Context, p *plan, i int, key, parent string, opts []snapshots.Opt) error {
+	l := &p.layers[i]
+	if l.eager() != "" {
+		return errPull
+	}
+	done := p.status(ctx, fmt.Sprintf("mounting layer %s (%s)", l.desc.Digest, formatEStargz))
+	err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	done(nil)
+	if cerrdefs.IsAlreadyExists(err) {
+		s.opt.Reporter.Opened(l.desc.Digest, formatEStargz)
+		return err
+	}
+	var mismatch *snapshot.MismatchError
+	var failed *snapshot.MountError
+	switch {
+	case errors.As(err, &mismatch):
+		l.refuse(mismatch)
+	case errors.As(err, &failed):
+		l.pullBecause(failed.Reason())
+	default:
+		return err
+	}
+	return errPull
+}
+
+const formatEStargz = "estargz"
+
+// pull makes the layer's snapshot as BuildKit's cache manager would: blob into the
+// content store, unpacked on its parent, DiffID verified. The blobs of all layers
+// that have to be pulled come in parallel.
+func (s *Snapshotter) pull(ctx context.Context, p *plan, i int, target, parent string, sessions []string) (err error) {
+	ctx, release, err := leaseutil.WithLease(ctx, s.opt.LeaseManager, leaseutil.MakeTemporary)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release(context.WithoutCancel(ctx))) }()
+
+	g := session.NewGroup(sessions...)
+	eg, egctx := errgroup.WithContext(ctx)
+	for j := i; j < len(p.layers); j++ {
+		if l := &p.layers[j]; l.eager() != "" {
+			eg.Go(func() error { return s.fetch(egctx, p, j, g) })
+		}
+	}
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	if err := s.unpack(ctx, p, i, target, parent); err != nil {
+		return fmt.Errorf("unpack layer %s: %w", p.layers[i].desc.Digest, err)
+	}
+	return nil
+}
+
+// fetch brings the layer's blob into the content store.
+func (s *Snapshotter) fetch(ctx context.Context, p *plan, i int, g session.Group) (err error) {
+	l := &p.layers[i]
+	if err := l.refused(); err != nil {
+		return err
+	}
+	done := s.explain(ctx, p, i)
+	defer func() { done(err) }()
+	if _, err := s.opt.ContentStore.Info(ctx, l.desc.Digest); !cerrdefs.IsNotFound(err) {
+		return err
+	}
+	if p.progress != nil {
+		var stop func(error)
+		ctx, stop = p.progress.Start(ctx)
+		defer stop(nil)
+	}
+	return contentutil.Copy(ctx, s.opt.ContentStore, &pullprogress.ProviderWithProgress{
+		Provider: l.handler.Provider(g),
+		Manager:  s.opt.ContentStore,
+	}, l.desc, l.handler.Ref, logs.LoggerFromContext(ctx))
+}
+
+func (s *Snapshotter) unpack(ctx context.Context, p *plan, i int, target, parent string) error {
+	l := &p.layers[i]
+	done := p.status(ctx, "extracting "+l.desc.Digest.String())
+	defer done(nil)
+
+	key := fmt.Sprintf("extract-%s %s", identity.NewID(), target)
+	if err := s.Snapshotter.Prepare(ctx, key, parent); err != nil {
+		return err
+	}
+	mountable, err := s.Mounts(ctx, key)
+	if err != nil {
+		return err
+	}
+	mounts, unmount, err := mountable.Mount()
+	if err != nil {
+		return err
+	}
+	applied, err := s.opt.Applier.Apply(ctx, l.desc, mounts)
+	if err := errors.Join(err, unmount()); err != nil {
+		return err
+	}
+	if want := digest.Digest(l.handler.Annotations[labels.LabelUncompressed]); applied.Digest != want {
+		return fmt.Errorf("DiffID mismatch: the image says %s, the layer has %s", want, applied.Digest)
+	}
+	if err := s.Commit(ctx, target, key); err != nil && !cerrdefs.IsAlreadyExists(err) {
+		return err
+	}
+	return nil
+}
