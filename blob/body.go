@@ -128,8 +128,7 @@ func (b *body) open() error {
 			if !permanent(err) {
 				retry = true
 			}
-			var se *statusError
-			if errors.As(err, &se) {
+			if se, ok := errors.AsType[*statusError](err); ok {
 				after = max(after, se.after)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -205,9 +206,7 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 			return nil, err
 		}
 		if registry {
-			for k, v := range host.Header {
-				req.Header[k] = v
-			}
+			maps.Copy(req.Header, host.Header)
 		}
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end-1))
 		req.Header.Set("Accept-Encoding", "identity")

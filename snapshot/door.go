@@ -27,16 +27,16 @@ type door struct {
 	stargz.FileSystem
 	opt Options
 
-	mu       sync.Mutex
-	readers  map[digest.Digest]*blob.Reader
-	mounted  map[string]digest.Digest // by mount point
+	mu      sync.Mutex
+	readers map[digest.Digest]*blob.Reader
+	mounted map[string]digest.Digest // by mount point
 }
 
 func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
 	d := &door{
-		opt:      opt,
-		readers:  map[digest.Digest]*blob.Reader{},
-		mounted:  map[string]digest.Digest{},
+		opt:     opt,
+		readers: map[digest.Digest]*blob.Reader{},
+		mounted: map[string]digest.Digest{},
 	}
 	fs, err := stargzfs.NewFilesystem(root, opt.Stargz,
 		stargzfs.WithGetSources(d.sources),

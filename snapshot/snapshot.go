@@ -77,8 +77,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	if err := s.Remove(context.WithoutCancel(ctx), key); err != nil {
 		return nil, fmt.Errorf("remove snapshot of layer that can't be lazy: %w", err)
 	}
-	var mismatch *MismatchError
-	if errors.As(failure, &mismatch) {
+	if mismatch, ok := errors.AsType[*MismatchError](failure); ok {
 		return nil, mismatch
 	}
 	return nil, &MountError{Layer: digest.Digest(info.Labels[LabelDigest]), Err: failure}
