@@ -17,10 +17,10 @@ test,demo,bench        tc            iproute2         bandwidth of the measured 
 test                   setfattr      attr             layers with extended attributes
 test                   setcap        libcap2-bin      layers with file capabilities
 test                   fsck.erofs    erofs-utils      checks the EROFS images that we write
-test,image             gcc           gcc              the race detector and the image's runc are built with it
+test,image             gcc           gcc              builds the race detector and the runc of the image
 test,image             /usr/include/stdio.h libc6-dev what they link against
-test,image             pkg-config    pkg-config       finds libseccomp for the image's runc
-test,image             /usr/include/seccomp.h libseccomp-dev  the image's runc filters system calls
+test,image             pkg-config    pkg-config       finds libseccomp for the runc of the image
+test,image             /usr/include/seccomp.h libseccomp-dev  the runc of the image filters system calls
 test                   dockerd       docker.io        a real Docker Engine for the docker-container driver
 test                   iptables      iptables         the network of that Docker Engine
 test,image,demo,bench  /etc/ssl/certs/ca-certificates.crt ca-certificates  TLS to registries and module proxies
