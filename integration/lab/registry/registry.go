@@ -27,6 +27,7 @@ import (
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // the storage driver we use
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/sirupsen/logrus"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/pki"
@@ -233,4 +234,12 @@ func (r *Registry) RevokeTokens() {
 // into dir, for use as DOCKER_CONFIG.
 func (r *Registry) DockerConfig(dir string) error {
 	return writeDockerConfig(dir, r.Host, r.username, r.password)
+}
+
+// Authenticator returns the credentials for go-containerregistry clients.
+func (r *Registry) Authenticator() authn.Authenticator {
+	if r.username == "" {
+		return authn.Anonymous
+	}
+	return &authn.Basic{Username: r.username, Password: r.password}
 }

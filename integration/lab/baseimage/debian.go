@@ -1,0 +1,248 @@
+package baseimage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
+)
+
+// debianStages are the layers above debootstrap's, each what apt-get install
+// of these packages changed.
+var debianStages = []struct {
+	name     string
+	packages []string
+}{
+	{"gcc", []string{"gcc", "g++", "make", "libc6-dev"}},
+	{"tools", []string{"clang", "lld", "cmake", "git", "gdb", "pkg-config"}},
+	{"python", []string{"python3", "python3-numpy", "python3-dev", "python3-pip", "python3-venv"}},
+	{"jdk", []string{"openjdk-17-jdk-headless"}},
+}
+
+// debianVersion changes when the recipe does.
+const debianVersion = "debian-v2"
+
+// Debian returns a Debian development image: a minimal system by debootstrap,
+// gcc, clang and friends, Python with numpy, a JDK, and the local Go toolchain,
+// each in a layer of its own. Packages come from where this machine's apt gets
+// them. It takes some minutes once; the tar files are kept in cache. progress
+// is told each step.
+//
+// It needs root, debootstrap, overlayfs and a machine that runs Debian.
+func Debian(ctx context.Context, cache string, progress func(string)) (Image, error) {
+	dir := filepath.Join(cache, debianVersion)
+	names := []string{"0-base"}
+	for i, s := range debianStages {
+		names = append(names, fmt.Sprintf("%d-%s", i+1, s.name))
+	}
+	im := Image{Config: v1.Config{
+		Env: append(goEnv("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C.UTF-8"),
+		Cmd: []string{"/bin/bash"}, WorkingDir: "/",
+	}}
+	complete := true
+	for _, n := range names {
+		l := Layer{Name: n, Tar: filepath.Join(dir, n+".tar")}
+		im.Layers = append(im.Layers, l)
+		if _, err := os.Stat(l.Tar); err != nil {
+			complete = false
+		}
+	}
+	if !complete {
+		if err := makeDebian(ctx, dir, names, progress); err != nil {
+			return Image{}, fmt.Errorf("make Debian image: %w", err)
+		}
+	}
+	layers, err := goLayers(ctx, cache)
+	if err != nil {
+		return Image{}, fmt.Errorf("make Debian image: %w", err)
+	}
+	im.Layers = append(im.Layers, layers...)
+	return im, nil
+}
+
+// makeDebian makes the layers' trees one over the other by overlayfs and packs them.
+func makeDebian(ctx context.Context, dir string, names []string, progress func(string)) error {
+	if os.Geteuid() != 0 {
+		return errors.New("debootstrap needs root")
+	}
+	site, suite, err := aptSource(ctx)
+	if err != nil {
+		return err
+	}
+	trees := filepath.Join(dir, "trees")
+	if err := os.RemoveAll(trees); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(trees, 0o755); err != nil {
+		return err
+	}
+	progress(fmt.Sprintf("debootstrap %s from %s", suite, site))
+	base := filepath.Join(trees, names[0])
+	if err := run(ctx, "debootstrap", "--variant=minbase", suite, base, site); err != nil {
+		return err
+	}
+	if err := emptyDirs(filepath.Join(base, "var/cache/apt/archives"), filepath.Join(base, "var/lib/apt/lists")); err != nil {
+		return err
+	}
+	lowers := []string{base}
+	for i, s := range debianStages {
+		progress("apt-get install " + strings.Join(s.packages, " "))
+		upper := filepath.Join(trees, names[i+1])
+		if err := debianStage(ctx, trees, lowers, upper, s.packages); err != nil {
+			return fmt.Errorf("layer %s: %w", names[i+1], err)
+		}
+		lowers = append([]string{upper}, lowers...)
+	}
+	for _, n := range names {
+		progress("packing " + n)
+		if err := ociWhiteouts(filepath.Join(trees, n)); err != nil {
+			return err
+		}
+		if err := tarTree(ctx, filepath.Join(dir, n+".tar"), filepath.Join(trees, n)); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(trees)
+}
+
+// aptSource returns the archive and suite from which this machine's apt gets the
+// packages of its own release.
+func aptSource(ctx context.Context) (site, suite string, err error) {
+	osRelease, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "", "", err
+	}
+	for line := range strings.Lines(string(osRelease)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "VERSION_CODENAME="); ok {
+			suite = strings.Trim(v, `"`)
+		}
+	}
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", "", fmt.Errorf("ask apt for its sources: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) == 3 && f[1] == suite && f[2] == "main" {
+			return f[0], suite, nil
+		}
+	}
+	return "", "", fmt.Errorf("apt has no source for %q main; the image is made from this machine's Debian sources", suite)
+}
+
+func debianStage(ctx context.Context, trees string, lowers []string, upper string, packages []string) (err error) {
+	root, work := filepath.Join(trees, "root"), filepath.Join(trees, "work")
+	lists, archives := filepath.Join(trees, "lists"), filepath.Join(trees, "archives")
+	for _, d := range []string{root, work, upper, lists, archives} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	// redirect_dir and metacopy would leave things in the upper directory that a layer cannot hold.
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off", strings.Join(lowers, ":"), upper, work)
+	mounts := []struct {
+		target, source, fstype string
+		flags                  uintptr
+		data                   string
+	}{
+		{root, "overlay", "overlay", 0, opts},
+		{filepath.Join(root, "proc"), "proc", "proc", 0, ""},
+		{filepath.Join(root, "var/lib/apt/lists"), lists, "", unix.MS_BIND, ""},
+		{filepath.Join(root, "var/cache/apt"), archives, "", unix.MS_BIND, ""},
+	}
+	var undo []func()
+	defer func() {
+		for _, u := range slices.Backward(undo) {
+			u()
+		}
+		err = errors.Join(err, os.RemoveAll(work))
+	}()
+	for _, m := range mounts {
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+		undo = append(undo, cleanup.Add(func() {
+			if e := unix.Unmount(m.target, 0); e != nil {
+				err = errors.Join(err, fmt.Errorf("unmount %s: %w", m.target, e), unix.Unmount(m.target, unix.MNT_DETACH))
+			}
+		}))
+	}
+	// The stage needs the network; services must not start.
+	resolv, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return err
+	}
+	policy := filepath.Join(root, "usr/sbin/policy-rc.d")
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(root, "etc/resolv.conf"), resolv, 0o644),
+		os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755),
+	); err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(lists); err == nil && len(entries) == 0 {
+		if err := run(ctx, "chroot", root, "apt-get", "update"); err != nil {
+			return err
+		}
+	}
+	args := append([]string{root, "apt-get", "install", "--yes", "--no-install-recommends"}, packages...)
+	if err := run(ctx, "chroot", args...); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.Remove(policy),
+		os.WriteFile(filepath.Join(root, "etc/resolv.conf"), nil, 0o644),
+	)
+}
+
+func emptyDirs(dirs ...string) error {
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if err := os.RemoveAll(filepath.Join(d, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ociWhiteouts replaces overlayfs' whiteouts (character devices 0:0, opaque attributes) by
+// those of the image specification (files .wh.NAME and .wh..wh..opq).
+func ociWhiteouts(root string) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		switch {
+		case d.IsDir():
+			buf := make([]byte, 8)
+			if n, err := unix.Lgetxattr(path, "trusted.overlay.opaque", buf); err == nil && string(buf[:n]) == "y" {
+				return os.WriteFile(filepath.Join(path, ".wh..wh..opq"), nil, 0o644)
+			}
+		case d.Type()&fs.ModeCharDevice != 0:
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return fmt.Errorf("stat %s: %w", path, err)
+			}
+			if st.Rdev == 0 {
+				if err := os.Remove(path); err != nil {
+					return err
+				}
+				return os.WriteFile(filepath.Join(filepath.Dir(path), ".wh."+d.Name()), nil, 0o644)
+			}
+		}
+		return nil
+	})
+}
