@@ -1,0 +1,194 @@
+package worker
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	snproxy "github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/dialer"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/containerd/v2/plugins/snapshots/native"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	fuseoverlayfs "github.com/containerd/fuse-overlayfs-snapshotter/v2"
+	stargzconfig "github.com/containerd/stargz-snapshotter/fs/config"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/resolver"
+	"github.com/moby/buildkit/worker/runc"
+	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/config"
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+// Door says how readers get into layers.
+type Door struct {
+	// Lazy is whether layers are mounted before their bytes are there.
+	Lazy bool
+	// Name is "fuse" for lazy layers, else the name of the snapshotter.
+	Name string
+	// Reason says why layers are not lazy, or why this door was chosen.
+	Reason string
+}
+
+// snapshotterFactory chooses the worker's snapshotter: ours for "auto" and
+// "stargz", if this host can mount lazy layers; else what stock buildkitd takes.
+func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Reporter) (runc.SnapshotterFactory, Door, error) {
+	oci := opt.Config.Workers.OCI
+	name := oci.Snapshotter
+	if name == "" {
+		name = "auto"
+	}
+	if addr := oci.ProxySnapshotterPath; addr != "" {
+		f, err := proxySnapshotter(name, addr)
+		return f, Door{Name: name, Reason: "a proxy snapshotter is configured"}, err
+	}
+	if err := os.MkdirAll(opt.Config.Root, 0o700); err != nil {
+		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("state directory: %w", err)
+	}
+	var reason string
+	switch {
+	case opt.Lazy.Mount == config.MountOff:
+		reason = `lazy mounts are "off" in the configuration`
+	case name != "auto" && name != snapshot.Name:
+		reason = fmt.Sprintf("the snapshotter %q is configured", name)
+	default:
+		err := snapshot.Supported(opt.Config.Root)
+		if err == nil {
+			f, err := lazySnapshotter(opt, hosts, rep)
+			return f, Door{Lazy: true, Name: config.MountFUSE, Reason: "a FUSE file system can be mounted here"}, err
+		}
+		if opt.Lazy.Mount == config.MountFUSE {
+			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by FUSE are asked for: %w", err)
+		}
+		reason = err.Error()
+	}
+	if name == "auto" || name == snapshot.Name {
+		name = stockSnapshotter(opt.Config.Root)
+	}
+	f, err := eagerSnapshotter(name)
+	return f, Door{Name: name, Reason: reason}, err
+}
+
+func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Reporter) (runc.SnapshotterFactory, error) {
+	cfg, err := stargzConfig(opt)
+	if err != nil {
+		return runc.SnapshotterFactory{}, err
+	}
+	sopt := snapshot.Options{
+		Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+			return resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
+				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+		},
+		Stargz:       cfg,
+		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
+		MountTimeout: opt.Lazy.MountTimeout,
+		Unmounted:    rep.Forget,
+	}
+	return runc.SnapshotterFactory{
+		Name: snapshot.Name,
+		New: func(root string) (snapshots.Snapshotter, error) {
+			return snapshot.New(root, sopt)
+		},
+	}, nil
+}
+
+// defaultChunkSize is the granularity of ranged reads in bytes. The file system's
+// own default of 50 kB costs a round trip for each; measured by `make bench`.
+const defaultChunkSize = 512 << 10
+
+// stargzConfig is the file system's configuration: ours, then what
+// [worker.oci.stargzSnapshotter] says, which means what it means to stock
+// buildkitd.
+func stargzConfig(opt Options) (stargzconfig.Config, error) {
+	cfg := stargzconfig.Config{
+		NoPrefetch:        !opt.Lazy.Prefetch,
+		NoBackgroundFetch: !opt.Lazy.BackgroundFetch,
+		BlobConfig:        stargzconfig.BlobConfig{ChunkSize: defaultChunkSize},
+	}
+	if opt.Lazy.ChunkSize > 0 {
+		cfg.ChunkSize = opt.Lazy.ChunkSize
+	}
+	if t := opt.Lazy.FetchTimeout; t > 0 {
+		// Reads retry below the file system, which must not give up first.
+		cfg.FetchTimeoutSec = int64((t + time.Minute) / time.Second)
+	}
+	if raw := opt.Config.Workers.OCI.StargzSnapshotterConfig; raw != nil {
+		dt, err := toml.Marshal(raw)
+		if err == nil {
+			err = toml.Unmarshal(dt, &cfg)
+		}
+		if err != nil {
+			return cfg, fmt.Errorf("[worker.oci.stargzSnapshotter]: %w", err)
+		}
+	}
+	return cfg, nil
+}
+
+// stockSnapshotter is what stock buildkitd takes for "auto".
+func stockSnapshotter(root string) string {
+	err := overlayutils.Supported(root)
+	if err == nil {
+		return "overlayfs"
+	}
+	bklog.L.WithError(err).Debug("auto snapshotter: no overlayfs")
+	if err = fuseoverlayfs.Supported(root); err == nil {
+		return "fuse-overlayfs"
+	}
+	bklog.L.WithError(err).Debug("auto snapshotter: no fuse-overlayfs")
+	return "native"
+}
+
+func eagerSnapshotter(name string) (runc.SnapshotterFactory, error) {
+	f := runc.SnapshotterFactory{Name: name}
+	switch name {
+	case "native":
+		f.New = native.NewSnapshotter
+	case "overlayfs":
+		f.New = func(root string) (snapshots.Snapshotter, error) {
+			return overlay.NewSnapshotter(root, overlay.AsynchronousRemove)
+		}
+	case "fuse-overlayfs":
+		f.New = func(root string) (snapshots.Snapshotter, error) {
+			return fuseoverlayfs.NewSnapshotter(root)
+		}
+	default:
+		return f, fmt.Errorf("unknown snapshotter %q: use auto, stargz, overlayfs, fuse-overlayfs or native", name)
+	}
+	return f, nil
+}
+
+func proxySnapshotter(name, addr string) (runc.SnapshotterFactory, error) {
+	f := runc.SnapshotterFactory{Name: name}
+	if _, err := os.Stat(addr); err != nil {
+		return f, fmt.Errorf("proxy snapshotter (its socket's path, without unix://): %w", err)
+	}
+	f.New = func(string) (snapshots.Snapshotter, error) {
+		bo := backoff.DefaultConfig
+		bo.MaxDelay = 3 * time.Second
+		conn, err := grpc.NewClient("passthrough:///"+dialer.DialAddress(addr),
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo}),
+			grpc.WithContextDialer(dialer.ContextDialer),
+			grpc.WithDefaultCallOptions(
+				grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+				grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)),
+		)
+		if err != nil {
+			return nil, fmt.Errorf("proxy snapshotter %s: %w", addr, err)
+		}
+		return snproxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name), nil
+	}
+	return f, nil
+}

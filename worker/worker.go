@@ -1,0 +1,149 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/buildkit/client"
+	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/resolver"
+	bkworker "github.com/moby/buildkit/worker"
+	"github.com/moby/buildkit/worker/base"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/config"
+	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/source"
+)
+
+// ErrNoRuntime says that no OCI runtime is installed.
+var ErrNoRuntime = errors.New("no OCI runtime: neither buildkit-runc nor runc is in PATH; install runc (apt-get install runc) or name a runtime by --oci-worker-binary")
+
+// Options are what a worker is made of.
+type Options struct {
+	// Config is buildkitd.toml with flags applied and defaults filled in. Required.
+	Config *bkconfig.Config
+	// Lazy is the [lazy] table.
+	Lazy config.Lazy
+	// SessionManager knows the clients whose credentials lazy reads use. Required.
+	SessionManager *session.Manager
+	// TraceSocket is where build containers find the trace collector, or "".
+	TraceSocket string
+	// Version is what the worker reports to clients.
+	Version client.BuildkitVersion
+}
+
+// Worker is BuildKit's OCI worker with lazy base images.
+type Worker struct {
+	*base.Worker
+	reporter    *report.Reporter
+	snapshotter snapshots.Snapshotter
+	door        Door
+}
+
+var _ bkworker.Worker = (*Worker)(nil)
+
+// New opens the worker's state below Config.Root. The caller closes it.
+func New(ctx context.Context, opt Options) (_ *Worker, err error) {
+	oci := opt.Config.Workers.OCI
+	if err := checkRuntime(oci.Binary); err != nil {
+		return nil, err
+	}
+	w := &Worker{reporter: &report.Reporter{}}
+	hosts := resolver.NewRegistryConfig(opt.Config.Registries)
+
+	factory, door, err := snapshotterFactory(opt, hosts, w.reporter)
+	if err != nil {
+		return nil, err
+	}
+	w.door = door
+	if door.Lazy {
+		bklog.G(ctx).WithField("door", door.Name).Info("base images are mounted lazily")
+	} else {
+		bklog.G(ctx).WithField("reason", door.Reason).Warn("base images are pulled eagerly")
+	}
+	open := factory.New
+	factory.New = func(root string) (snapshots.Snapshotter, error) {
+		s, err := open(root)
+		w.snapshotter = s
+		return s, err
+	}
+	defer func() {
+		if err != nil && w.snapshotter != nil {
+			err = errors.Join(err, w.snapshotter.Close())
+		}
+	}()
+
+	wopt, err := baseOptions(opt, factory)
+	if err != nil {
+		return nil, err
+	}
+	wopt.RegistryHosts = hosts
+	var planner *source.Snapshotter
+	if door.Lazy {
+		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
+			ContentStore: wopt.ContentStore,
+			Applier:      wopt.Applier,
+			LeaseManager: wopt.LeaseManager,
+			Reporter:     w.reporter,
+		})
+		wopt.Snapshotter = planner
+		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter}
+	}
+	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
+		return nil, err
+	}
+	if door.Lazy {
+		sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
+		// The last registration of a scheme wins.
+		w.SourceManager.Register(source.New(w.ImageSource, sopt))
+		w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
+		// The cache manager has just forgotten what an earlier daemon had mounted:
+		// those snapshots must go before a build takes them for layers.
+		if _, err := wopt.GarbageCollect(ctx); err != nil {
+			return nil, fmt.Errorf("remove snapshots of an earlier daemon: %w", err)
+		}
+	}
+	return w, nil
+}
+
+// Reporter keeps account of what builds read.
+func (w *Worker) Reporter() *report.Reporter { return w.reporter }
+
+// Door says how readers get into lazy layers, or why there are none.
+func (w *Worker) Door() Door { return w.door }
+
+// Exporter implements worker.Worker.
+func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter, error) {
+	exp, err := w.Worker.Exporter(name, sm)
+	if err != nil {
+		return nil, err
+	}
+	return exporter.New(name, exp), nil
+}
+
+// Close implements worker.Worker: it unmounts all lazy layers.
+func (w *Worker) Close() error {
+	return errors.Join(w.Worker.Close(), w.snapshotter.Close())
+}
+
+func checkRuntime(binary string) error {
+	if binary != "" {
+		if _, err := exec.LookPath(binary); err != nil {
+			return fmt.Errorf("OCI runtime %s: %w", binary, err)
+		}
+		return nil
+	}
+	for _, name := range []string{"buildkit-runc", "runc"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return nil
+		}
+	}
+	return ErrNoRuntime
+}
