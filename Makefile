@@ -11,9 +11,10 @@ DESTDIR ?=
 # The daemon and the test tools are static: they run on busybox, in an empty image, on any libc.
 export CGO_ENABLED ?= 0
 
-VERSION  ?= $(shell git describe --match 'v[0-9]*' --dirty=.m --always --tags 2>/dev/null || echo unknown)
-REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD 2>/dev/null || echo .m)
-LDFLAGS  := -X main.version=$(VERSION) -X main.revision=$(REVISION)
+# Without a tag to describe, the version is the one in the source; the revision tells builds apart.
+VERSION  ?= $(shell git describe --match 'v[0-9]*' --dirty=.m --tags 2>/dev/null)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)$(shell git diff --quiet HEAD 2>/dev/null || echo .m)
+LDFLAGS  := $(if $(VERSION),-X main.version=$(VERSION)) $(if $(filter-out .m,$(REVISION)),-X main.revision=$(REVISION))
 
 # How long one fuzz target runs, and what the end-to-end tests may take.
 FUZZTIME            ?= 10s
@@ -28,7 +29,7 @@ help: ## List the targets
 
 .PHONY: build
 build: ## Build bin/buildkitd-lazy
-	$(GO) build -ldflags '$(LDFLAGS)' -o bin/buildkitd-lazy ./cmd/buildkitd-lazy
+	$(GO) build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/buildkitd-lazy ./cmd/buildkitd-lazy
 
 .PHONY: tools
 tools: ## Build the test tools: stock buildkitd and buildctl, docker-buildx
