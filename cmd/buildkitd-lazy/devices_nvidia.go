@@ -1,0 +1,7 @@
+//go:build nvidia
+
+package main
+
+import (
+	_ "github.com/moby/buildkit/contrib/cdisetup/nvidia" // sets up NVIDIA devices on demand
+)
