@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -63,7 +64,7 @@ func (m mirror) build(ctx context.Context, registry string) (err error) {
 	if err != nil {
 		return err
 	}
-	yaml := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q}\n", filepath.Join(m.dir, "data"), addr)
+	yaml := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %q}}\nhttp: {addr: %q}\nvalidation: {manifests: {urls: {allow: [\"^http:\"]}}}\n", filepath.Join(m.dir, "data"), addr)
 	if err := os.WriteFile(conf, []byte(yaml), 0o600); err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (m mirror) build(ctx context.Context, registry string) (err error) {
 		cancel(errors.New("images are made"))
 		_ = cmd.Wait()
 		if err != nil && log.Len() > 0 {
-			err = fmt.Errorf("%w; registry says: %s", err, log.String())
+			err = fmt.Errorf("%w; registry says: %s", err, tail(log.String(), 1000))
 		}
 	}()
 	if err := waitHTTP(ctx, "http://"+addr+"/v2/"); err != nil {
@@ -111,7 +112,7 @@ func (m mirror) build(ctx context.Context, registry string) (err error) {
 	if err != nil {
 		return err
 	}
-	foreignImage, err := image([]string{"sh"}, "foreign", foreign, busybox)
+	foreignImage, err := image([]string{"sh"}, "foreign", foreign...)
 	if err != nil {
 		return err
 	}
@@ -227,35 +228,34 @@ func (m mirror) userland(busybox string, alpine bool) (layer, error) {
 	return m.layer(&b)
 }
 
-// foreign is a layer whose bytes the registry need not hold: the manifest
-// says where else they are.
-func (m mirror) foreign() (layer, error) {
-	var b tarball
-	b.dir("foreign", 0o755)
-	b.file("foreign/file", 0o644, []byte("served by somebody else\n"))
-	raw, err := b.bytes()
-	if err != nil {
-		return layer{}, err
+// foreign makes the two uncompressed layers of cpuguy83/buildkit-foreign. The
+// manifest says of the first where else its bytes are to be had.
+func (m mirror) foreign() ([]layer, error) {
+	var layers []layer
+	for i, mt := range []types.MediaType{images.MediaTypeDockerSchema2LayerForeign, images.MediaTypeDockerSchema2Layer} {
+		var b tarball
+		b.dir("foreign", 0o755)
+		b.file(fmt.Sprintf("foreign/%d", i), 0o644, []byte("served by somebody else\n"))
+		raw, err := b.bytes()
+		if err != nil {
+			return nil, err
+		}
+		l, err := layerOf(raw, raw, mt)
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, layer{Layer: l, mediaType: mt})
+		if i == 0 {
+			layers[0].urls = []string{fmt.Sprintf("http://127.0.0.1:%d/layer", foreignPort)}
+			if err := os.WriteFile(m.foreignFile(), raw, 0o644); err != nil { //nolint:gosec // public test data
+				return nil, err
+			}
+		}
 	}
-	var z bytes.Buffer
-	w := gzip.NewWriter(&z)
-	if _, err := w.Write(raw); err != nil {
-		return layer{}, err
-	}
-	if err := w.Close(); err != nil {
-		return layer{}, err
-	}
-	if err := os.WriteFile(m.foreignFile(), z.Bytes(), 0o644); err != nil { //nolint:gosec // public test data
-		return layer{}, err
-	}
-	l, err := layerOf(z.Bytes(), raw, types.DockerForeignLayer)
-	if err != nil {
-		return layer{}, err
-	}
-	return layer{Layer: l, mediaType: types.DockerForeignLayer, urls: []string{fmt.Sprintf("http://127.0.0.1:%d/layer", foreignPort)}}, nil
+	return layers, nil
 }
 
-func (m mirror) foreignFile() string { return filepath.Join(m.dir, "foreign.tar.gz") }
+func (m mirror) foreignFile() string { return filepath.Join(m.dir, "foreign.tar") }
 
 func (m mirror) layer(b *tarball) (layer, error) {
 	raw, err := b.bytes()
