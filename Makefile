@@ -57,6 +57,7 @@ integration: build tools ## End-to-end tests: real binary, registry, mounts, Doc
 
 .PHONY: upstream
 upstream: build tools ## BuildKit's own integration tests against our binary
+	hack/deps.sh test
 	cd integration && $(GO) test -timeout 3h $(TESTFLAGS) ./upstream/...
 
 .PHONY: fuzz
@@ -88,7 +89,7 @@ bench: build tools ## Measure against stock BuildKit: all links, images and work
 
 .PHONY: bench-quick
 bench-quick: build tools ## The same in under five minutes: one link, the Go image
-	hack/deps.sh bench-quick
+	hack/deps.sh demo
 	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
 	bin/bench -quick
 

@@ -31,12 +31,12 @@ func check(kind string, attrs map[string]string) error {
 	}
 	switch kind {
 	case client.ExporterImage, client.ExporterOCI, client.ExporterDocker:
-		return checkLayers(kind, attrs)
+		return checkLayers(attrs)
 	}
 	return nil
 }
 
-func checkLayers(kind string, attrs map[string]string) error {
+func checkLayers(attrs map[string]string) error {
 	compression := attrs[string(exptypes.OptKeyLayerCompression)]
 	if err := checkLevel(compression, attrs); err != nil {
 		return err

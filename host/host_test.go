@@ -246,6 +246,21 @@ func TestProbeRuntimeThatFails(t *testing.T) {
 	}
 }
 
+// TryFUSE and the probe agree, and leave nothing.
+func TestTryFUSE(t *testing.T) {
+	dir := t.TempDir()
+	err := TryFUSE(dir)
+	if c := Probe(t.Context(), Options{StateDir: dir}).Check(FUSE); c.OK != (err == nil) {
+		t.Errorf("TryFUSE: %v, but the probe says %+v", err, c)
+	}
+	if err != nil && strings.Contains(err.Error(), TempPrefix) {
+		t.Errorf("TryFUSE names its temporary directory: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestDoor(t *testing.T) {
 	good := ideal().probe(t.Context(), Options{StateDir: t.TempDir()})
 	for _, tt := range []struct {

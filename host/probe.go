@@ -50,11 +50,13 @@ type prober struct {
 	mkdirTemp  func(dir, p string) (string, error)
 }
 
+const fuseDevice = "/dev/fuse"
+
 func machine() *prober {
 	return &prober{
 		proc:       "/proc",
 		cgroups:    "/sys/fs/cgroup",
-		fuseDev:    "/dev/fuse",
+		fuseDev:    fuseDevice,
 		uname:      uname,
 		euid:       os.Geteuid,
 		userns:     userns.RunningInUserNS,

@@ -10,6 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TryFUSE mounts a FUSE filesystem in a directory of its own below dir, and unmounts it. The error says what keeps lazy
+// layers from being mounted there.
+func TryFUSE(dir string) error {
+	dir, err := os.MkdirTemp(dir, TempPrefix)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := tryFUSE(fuseDevice, dir); err != nil {
+		return errors.New(scrub(err, dir))
+	}
+	return nil
+}
+
 // tryFUSE makes the mount that the FUSE door makes: through the device itself, without the fusermount3 helper. Nobody
 // answers on the connection, so nothing may look inside: the mount is detached and the connection closed at once.
 func tryFUSE(device, dir string) (err error) {
