@@ -17,20 +17,32 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
 )
 
-// debianStages are the layers above debootstrap's, each what apt-get install
-// of these packages changed.
-var debianStages = []struct {
+// A debianStage is a layer above debootstrap's: what apt-get install of these
+// packages changed.
+type debianStage struct {
 	name     string
 	packages []string
-}{
+}
+
+// debianStages are the layers of the development image.
+var debianStages = []debianStage{
 	{"gcc", []string{"gcc", "g++", "make", "libc6-dev"}},
 	{"tools", []string{"clang", "lld", "cmake", "git", "gdb", "pkg-config"}},
 	{"python", []string{"python3", "python3-numpy", "python3-dev", "python3-pip", "python3-venv"}},
 	{"jdk", []string{"openjdk-17-jdk-headless"}},
 }
 
-// debianVersion changes when the recipe does.
-const debianVersion = "debian-v2"
+// smallStages are the layers of the small image.
+var smallStages = []debianStage{
+	{"gcc", []string{"gcc", "libc6-dev"}},
+	{"python", []string{"python3", "python3-numpy"}},
+}
+
+// Where the layers are kept; the names change when the recipes do.
+const (
+	debianVersion = "debian-v2"
+	smallVersion  = "debian-small-v1"
+)
 
 // Debian returns a Debian development image: a minimal system by debootstrap,
 // gcc, clang and friends, Python with numpy, a JDK, and the local Go toolchain,
@@ -40,13 +52,36 @@ const debianVersion = "debian-v2"
 //
 // It needs root, debootstrap, overlayfs and a machine that runs Debian.
 func Debian(ctx context.Context, cache string, progress func(string)) (Image, error) {
-	dir := filepath.Join(cache, debianVersion)
+	im, err := debian(ctx, filepath.Join(cache, debianVersion), debianStages, progress)
+	if err != nil {
+		return Image{}, err
+	}
+	layers, err := goLayers(ctx, cache)
+	if err != nil {
+		return Image{}, fmt.Errorf("make Debian image: %w", err)
+	}
+	im.Layers = append(im.Layers, layers...)
+	im.Config.Env = append(goEnv(debianPath), "LC_ALL=C.UTF-8")
+	return im, nil
+}
+
+// DebianSmall returns what is enough to compile C and to run Python with numpy: a
+// minimal system by debootstrap with those two, each in a layer of its own. It needs
+// what [Debian] needs, and takes about a minute once.
+func DebianSmall(ctx context.Context, cache string, progress func(string)) (Image, error) {
+	return debian(ctx, filepath.Join(cache, smallVersion), smallStages, progress)
+}
+
+const debianPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// debian returns an image of the stages, made in dir unless it is there.
+func debian(ctx context.Context, dir string, stages []debianStage, progress func(string)) (Image, error) {
 	names := []string{"0-base"}
-	for i, s := range debianStages {
+	for i, s := range stages {
 		names = append(names, fmt.Sprintf("%d-%s", i+1, s.name))
 	}
 	im := Image{Config: v1.Config{
-		Env: append(goEnv("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C.UTF-8"),
+		Env: []string{"PATH=" + debianPath, "HOME=/root", "LC_ALL=C.UTF-8"},
 		Cmd: []string{"/bin/bash"}, WorkingDir: "/",
 	}}
 	complete := true
@@ -58,20 +93,15 @@ func Debian(ctx context.Context, cache string, progress func(string)) (Image, er
 		}
 	}
 	if !complete {
-		if err := makeDebian(ctx, dir, names, progress); err != nil {
+		if err := makeDebian(ctx, dir, names, stages, progress); err != nil {
 			return Image{}, fmt.Errorf("make Debian image: %w", err)
 		}
 	}
-	layers, err := goLayers(ctx, cache)
-	if err != nil {
-		return Image{}, fmt.Errorf("make Debian image: %w", err)
-	}
-	im.Layers = append(im.Layers, layers...)
 	return im, nil
 }
 
 // makeDebian makes the layers' trees one over the other by overlayfs and packs them.
-func makeDebian(ctx context.Context, dir string, names []string, progress func(string)) error {
+func makeDebian(ctx context.Context, dir string, names []string, stages []debianStage, progress func(string)) error {
 	if os.Geteuid() != 0 {
 		return errors.New("debootstrap needs root")
 	}
@@ -95,10 +125,10 @@ func makeDebian(ctx context.Context, dir string, names []string, progress func(s
 		return err
 	}
 	lowers := []string{base}
-	for i, s := range debianStages {
+	for i, s := range stages {
 		progress("apt-get install " + strings.Join(s.packages, " "))
 		upper := filepath.Join(trees, names[i+1])
-		if err := debianStage(ctx, trees, lowers, upper, s.packages); err != nil {
+		if err := installDebian(ctx, trees, lowers, upper, s.packages); err != nil {
 			return fmt.Errorf("layer %s: %w", names[i+1], err)
 		}
 		lowers = append([]string{upper}, lowers...)
@@ -139,7 +169,8 @@ func aptSource(ctx context.Context) (site, suite string, err error) {
 	return "", "", fmt.Errorf("apt has no source for %q main; the image is made from this machine's Debian sources", suite)
 }
 
-func debianStage(ctx context.Context, trees string, lowers []string, upper string, packages []string) (err error) {
+// installDebian installs packages in an overlay of the lower trees; what changes is in upper.
+func installDebian(ctx context.Context, trees string, lowers []string, upper string, packages []string) (err error) {
 	root, work := filepath.Join(trees, "root"), filepath.Join(trees, "work")
 	lists, archives := filepath.Join(trees, "lists"), filepath.Join(trees, "archives")
 	for _, d := range []string{root, work, upper, lists, archives} {
