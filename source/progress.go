@@ -45,8 +45,20 @@ func (s *Snapshotter) summarize(ctx context.Context, p *plan) {
 		return
 	}
 	img := s.opt.Reporter.Image(p.ref, p.digest, p.descriptors())
+	fetched := img.Fetched
+	for _, l := range img.Layers {
+		if l.Mode == report.Eager {
+			// BuildKit pulls it while this line is being read.
+			fetched += max(0, l.Size-l.Fetched)
+		}
+	}
 	p.status(ctx, fmt.Sprintf("lazy %d of %d layers, %s of %s fetched", img.Lazy, len(img.Layers),
-		units.HumanSizeWithPrecision(float64(img.Fetched), 3), units.HumanSizeWithPrecision(float64(img.Size), 3)))(nil)
+		size(fetched), size(img.Size)))(nil)
+}
+
+// size is n bytes in words, e.g. "1.9 MB".
+func size(n int64) string {
+	return units.CustomSize("%.3g %s", float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB"})
 }
 
 // announceKnown shows the summary of an image whose layers are all there from

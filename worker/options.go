@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
@@ -147,6 +148,9 @@ func deviceManager(cfg bkconfig.CDIConfig) (*cdidevices.Manager, error) {
 	}
 	for dir, errs := range cache.GetErrors() {
 		for _, err := range errs {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // most hosts have no devices to offer
+			}
 			bklog.L.WithField("dir", dir).WithError(err).Warn("CDI specification can't be used")
 		}
 	}
