@@ -30,7 +30,7 @@ import (
 
 // imagesVersion is part of the key under which results of the stock daemon
 // are kept. Count it up when the images below change.
-const imagesVersion = 2
+const imagesVersion = 3
 
 // foreignPort is where the foreign layer of cpuguy83/buildkit-foreign is
 // served in every sandbox: its manifest has to name an address.
@@ -39,6 +39,12 @@ const foreignPort = 7413
 // epoch is the time of every file in the images. Tests expect images to be
 // older than the day they run, and to have a time at all.
 var epoch = time.Date(2024, time.March, 4, 5, 6, 7, 0, time.UTC)
+
+// scan stands in for BuildKit's default SBOM scanner.
+const scan = `cat <<EOF > $BUILDKIT_SCAN_DESTINATION/spdx.json
+{"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://spdx.dev/Document", "predicate": {"name": "scan", "spdxVersion": "SPDX-2.3", "SPDXID": "SPDXRef-DOCUMENT"}}
+EOF
+`
 
 // mirror fills a directory with the images that the tests expect at
 // docker.io, so that they run offline. All are made of the machine's static
@@ -116,18 +122,23 @@ func (m mirror) build(ctx context.Context, registry string) (err error) {
 	if err != nil {
 		return err
 	}
+	scanner, err := image([]string{"/bin/sh", "-c", scan}, "scanner", busybox)
+	if err != nil {
+		return err
+	}
 	for ref, img := range map[string]v1.Image{
-		"library/busybox:latest":              bbImage,
-		"library/busybox:stable":              bbImage,
-		"library/busybox:stable-musl":         bbImage,
-		"library/busybox:1.34.1-uclibc":       bbImage,
-		"library/busybox_amd64:latest":        bbImage,
-		"library/alpine:latest":               alpineImage,
-		"library/debian:bullseye-slim":        alpineImage,
-		"amd64/debian:bullseye-20230109-slim": alpineImage,
-		"tonistiigi/hellofs:latest":           bbImage,
-		"tonistiigi/test:nolayers":            nolayers,
-		"cpuguy83/buildkit-foreign:latest":    foreignImage,
+		"library/busybox:latest":                bbImage,
+		"library/busybox:stable":                bbImage,
+		"library/busybox:stable-musl":           bbImage,
+		"library/busybox:1.34.1-uclibc":         bbImage,
+		"library/busybox_amd64:latest":          bbImage,
+		"library/alpine:latest":                 alpineImage,
+		"library/debian:bullseye-slim":          alpineImage,
+		"amd64/debian:bullseye-20230109-slim":   alpineImage,
+		"docker/buildkit-syft-scanner:stable-1": scanner,
+		"tonistiigi/hellofs:latest":             bbImage,
+		"tonistiigi/test:nolayers":              nolayers,
+		"cpuguy83/buildkit-foreign:latest":      foreignImage,
 	} {
 		r, err := name.ParseReference(addr + "/" + ref)
 		if err != nil {
@@ -195,7 +206,11 @@ func (m mirror) userland(busybox string, alpine bool) (layer, error) {
 	slices.Sort(applets)
 
 	var b tarball
-	for _, d := range []string{"bin", "dev", "etc", "home", "lib", "proc", "sbin", "sys", "usr", "usr/bin", "usr/sbin", "usr/lib", "usr/local", "usr/local/bin", "var", "var/cache", "var/lib", "var/spool", "var/spool/mail", "var/www", "mnt", "opt", "run", "srv", "media"} {
+	dirs := []string{"bin", "dev", "etc", "home", "lib", "usr", "usr/bin", "usr/sbin", "var", "var/spool", "var/spool/mail", "var/www"}
+	if alpine {
+		dirs = append(dirs, "media", "mnt", "opt", "proc", "run", "sbin", "srv", "sys", "usr/lib", "usr/local", "usr/local/bin", "var/cache", "var/lib")
+	}
+	for _, d := range dirs {
 		b.dir(d, 0o755)
 	}
 	b.dir("root", 0o700)
@@ -208,6 +223,7 @@ func (m mirror) userland(busybox string, alpine bool) (layer, error) {
 				b.symlink(a, "/bin/busybox")
 			}
 		}
+		b.file("sbin/apk", 0o755, []byte("#!/bin/sh\necho 'this image cannot install packages' >&2\nexit 1\n"))
 		b.file("etc/alpine-release", 0o644, []byte("3.23.0\n"))
 		b.file("etc/os-release", 0o644, []byte("NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.23.0\nPRETTY_NAME=\"Alpine Linux v3.23\"\n"))
 	} else {

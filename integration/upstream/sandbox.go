@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -80,6 +81,9 @@ func sandboxMain(spec string) (int, error) {
 		if err := serveForeign(context.Background(), s.Foreign); err != nil {
 			return 0, err
 		}
+	}
+	if err := serveNoNames(context.Background()); err != nil {
+		return 0, err
 	}
 	bin, err := lookPath(s.Args[0], s.Env)
 	if err != nil {
@@ -249,6 +253,39 @@ func loopbackUp() error {
 	}
 	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+// serveNoNames answers every DNS query with NXDOMAIN, so that whatever asks for
+// a host outside learns at once that there is none.
+func serveNoNames(ctx context.Context) error {
+	conn, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", "127.0.0.1:53")
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if n < 12 {
+				continue
+			}
+			buf[2] = buf[2]&0x79 | 0x80 // RFC 1035, 4.1.1: an answer, keeping opcode and RD
+			buf[3] = 0x83               // recursion available, name error
+			clear(buf[6:12])            // no records; the question stays
+			end := 12
+			for end < n && buf[end] != 0 {
+				end += int(buf[end]) + 1
+			}
+			if end += 5; end > n {
+				continue
+			}
+			_, _ = conn.WriteTo(buf[:end], from)
+		}
+	}()
+	return nil
 }
 
 // findLeftovers lists the mounts below the sandbox's TMPDIR and the processes

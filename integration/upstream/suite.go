@@ -93,7 +93,7 @@ func (r *runner) env(s side, daemon bool) []string {
 		"BUILDKIT_CNI_INIT_LOCK_PATH=/run/buildkit_cni_bridge.lock",
 		"FRONTEND_BUILTIN_ONLY=1",
 		"REGISTRY_VALIDATION_MANIFESTS_URLS_ALLOW=['^http']", // of foreign layers; registry 2 needed no leave
-		fmt.Sprintf("GOMAXPROCS=%d", r.parallel), // the tests admit that many at once
+		fmt.Sprintf("GOMAXPROCS=%d", r.parallel),             // the tests admit that many at once
 	}
 	if s.Snapshotter != "" {
 		env = append(env, "BUILDKIT_INTEGRATION_SNAPSHOTTER="+s.Snapshotter)
