@@ -2,11 +2,8 @@ package snapshot
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -18,8 +15,6 @@ import (
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 )
 
 // door is stargz-snapshotter's file system, reading through package blob.
@@ -28,19 +23,19 @@ type door struct {
 	opt Options
 
 	mu      sync.Mutex
-	readers map[digest.Digest]*blob.Reader
+	readers map[digest.Digest]*reader
 	mounted map[string]digest.Digest // by mount point
 }
 
 func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
 	d := &door{
 		opt:     opt,
-		readers: map[digest.Digest]*blob.Reader{},
+		readers: map[digest.Digest]*reader{},
 		mounted: map[string]digest.Digest{},
 	}
 	fs, err := stargzfs.NewFilesystem(root, opt.Stargz,
 		stargzfs.WithGetSources(d.sources),
-		stargzfs.WithResolveHandler("blob", handler{d}),
+		stargzfs.WithResolveHandler("blob", d),
 		stargzfs.WithOverlayOpaqueType(opaque),
 	)
 	if err != nil {
@@ -110,14 +105,32 @@ func (d *door) Unmount(ctx context.Context, mountpoint string) error {
 	for _, other := range d.mounted {
 		last = last && other != dgst
 	}
+	var r *reader
 	if last {
+		r = d.readers[dgst]
 		delete(d.readers, dgst)
 	}
 	d.mu.Unlock()
+	if r != nil {
+		err = errors.Join(err, r.Close())
+	}
 	if last && d.opt.Unmounted != nil {
 		d.opt.Unmounted(dgst)
 	}
 	return err
+}
+
+// Close ends the reads of all layers, mounted or not.
+func (d *door) Close() error {
+	d.mu.Lock()
+	readers := d.readers
+	d.readers = map[digest.Digest]*reader{}
+	d.mu.Unlock()
+	var errs []error
+	for _, r := range readers {
+		errs = append(errs, r.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // open makes sure that the layer and those above it have readers which use the
@@ -127,44 +140,26 @@ func (d *door) open(src layerSource) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for dgst, size := range src.sizes {
-		if r := d.readers[dgst]; r != nil && r.Repository() == src.ref.Locator {
-			r.SetHosts(hosts)
-			continue
+		r := d.readers[dgst]
+		if r == nil {
+			r = &reader{digest: dgst}
+			d.readers[dgst] = r
 		}
-		d.readers[dgst] = blob.New(src.ref, dgst, size, hosts, d.opt.Blob)
+		r.from(src.ref, size, hosts, d.opt.Blob)
 	}
 }
 
-// handler gives the file system its ranged reads.
-type handler struct{ d *door }
-
-// Handle implements remote.Handler.
-func (h handler) Handle(ctx context.Context, desc ocispecs.Descriptor) (remote.Fetcher, int64, error) {
-	h.d.mu.Lock()
-	r := h.d.readers[desc.Digest]
-	h.d.mu.Unlock()
+// Handle implements remote.Handler: it gives the file system its ranged reads.
+func (d *door) Handle(ctx context.Context, desc ocispecs.Descriptor) (remote.Fetcher, int64, error) {
+	d.mu.Lock()
+	r := d.readers[desc.Digest]
+	d.mu.Unlock()
 	if r == nil {
 		return nil, 0, fmt.Errorf("layer %s: unknown source", desc.Digest)
 	}
-	size, err := r.Size(ctx)
+	f, size, err := r.open(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	return fetcher{r}, size, nil
-}
-
-type fetcher struct{ *blob.Reader }
-
-// Fetch implements remote.Fetcher.
-func (f fetcher) Fetch(ctx context.Context, off, size int64) (io.ReadCloser, error) {
-	return f.Reader.Fetch(ctx, off, size)
-}
-
-// Check implements remote.Fetcher. See door.Check.
-func (f fetcher) Check() error { return nil }
-
-// GenID implements remote.Fetcher: the key of a range in the file system's cache.
-func (f fetcher) GenID(off, size int64) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s-%d-%d", f.Digest(), off, size))
-	return hex.EncodeToString(sum[:])
+	return f, size, nil
 }

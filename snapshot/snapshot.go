@@ -92,6 +92,11 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	return nil
 }
 
+// Close unmounts all layers.
+func (s *Snapshotter) Close() error {
+	return errors.Join(s.Snapshotter.Close(), s.door.Close())
+}
+
 // unmountBelow unmounts, innermost first, every mount below root.
 func unmountBelow(root string) error {
 	abs, err := filepath.Abs(root)
