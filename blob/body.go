@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 )
 
 const (
@@ -23,12 +25,19 @@ type body struct {
 
 	off, end int64 // what is still to come
 
-	deadline time.Time // when a read without a byte is given up
+	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
+	deadline time.Time     // when a read without a byte is given up
 
-	rc     io.ReadCloser
-	cancel context.CancelCauseFunc
-	stall  *time.Timer
-	err    error // sticky
+	pause time.Duration // before the next round of attempts, 0 if a byte arrived since the last
+	after time.Duration // what a host asked for by Retry-After
+	last  error         // why there has to be another round
+
+	attempt context.Context //nolint:containedctx // of rc; its cause tells why rc ended
+	rc      io.ReadCloser
+	host    string
+	cancel  context.CancelCauseFunc
+	stall   *time.Timer // runs while somebody waits
+	err     error       // sticky
 }
 
 // Read implements io.Reader.
@@ -44,7 +53,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	p = p[:min(int64(len(p)), b.end-b.off)]
 	start := time.Now()
-	b.deadline = start.Add(b.r.opt.RetryFor)
+	b.deadline = start.Add(b.r.opt.RetryFor - b.opening)
 	for {
 		if b.rc == nil {
 			if err := b.open(); err != nil {
@@ -52,22 +61,27 @@ func (b *body) Read(p []byte) (int, error) {
 				return 0, b.err
 			}
 		}
-		b.stall.Reset(b.r.opt.Stall)
+		b.stall.Reset(max(0, b.patience()))
 		n, err := b.rc.Read(p)
+		b.stall.Stop()
 		if n > 0 {
 			b.off += int64(n)
+			wait := b.opening + time.Since(start)
+			b.opening, b.pause = 0, 0
 			if f := b.r.opt.Fetched; f != nil {
-				f(b.r.dgst, int64(n), time.Since(start))
+				f(b.r.dgst, int64(n), wait)
 			}
 			return n, nil
 		}
 		if err != nil {
 			// Short body, reset or silence: go on with a new request from here.
-			b.hangUp(err)
-			if time.Now().After(b.deadline) {
-				b.err = b.fail(err)
-				return 0, b.err
+			if cause := context.Cause(b.attempt); cause != nil {
+				err = cause
+			} else if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
 			}
+			b.last = fmt.Errorf("%s: %w", b.host, err)
+			b.hangUp(err)
 		}
 	}
 }
@@ -94,14 +108,18 @@ func (b *body) hangUp(cause error) {
 	b.rc = nil
 }
 
+// patience is how long the present attempt may be silent.
+func (b *body) patience() time.Duration {
+	return min(b.r.opt.Stall, time.Until(b.deadline))
+}
+
 // open asks the hosts in their order, and again after a pause, until one answers
 // with a body, no host can, or the deadline has passed.
 func (b *body) open() error {
-	var (
-		last  error
-		pause = firstPause
-	)
 	for {
+		if err := b.rest(); err != nil {
+			return err
+		}
 		b.r.mu.Lock()
 		hostsOf := b.r.hosts
 		b.r.mu.Unlock()
@@ -113,54 +131,72 @@ func (b *body) open() error {
 			return fmt.Errorf("no host serves %s", b.r.ref.Hostname())
 		}
 		retry := false
-		var after time.Duration
 		for _, h := range hosts {
-			err := b.try(func(ctx context.Context) (io.ReadCloser, error) {
-				return b.r.get(ctx, h, b.off, b.end)
-			})
+			patience := b.patience()
+			if patience <= 0 && b.last != nil {
+				return b.last
+			}
+			err := b.try(h, patience)
 			if err == nil {
 				return nil
 			}
 			if context.Cause(b.ctx) != nil {
 				return context.Cause(b.ctx)
 			}
-			last = err
+			b.last = err
 			if !permanent(err) {
 				retry = true
 			}
 			if se, ok := errors.AsType[*statusError](err); ok {
-				after = max(after, se.after)
+				b.after = max(b.after, se.after)
 			}
 		}
-		wait := max(after, pause+rand.N(pause))
-		if !retry || time.Now().Add(wait).After(b.deadline) {
-			return last
-		}
-		pause = min(2*pause, maxPause)
-		select {
-		case <-time.After(wait):
-		case <-b.ctx.Done():
-			return context.Cause(b.ctx)
+		if !retry {
+			return b.last
 		}
 	}
 }
 
-// try runs one attempt under a watchdog which ends it when it is silent.
-func (b *body) try(get func(context.Context) (io.ReadCloser, error)) error {
+// rest waits before another round, longer from round to round as long as no byte
+// arrives; the first is for free. The error is the last round's if that would
+// outlast the deadline.
+func (b *body) rest() error {
+	var wait time.Duration
+	if b.pause > 0 {
+		wait = b.pause + rand.N(b.pause)
+	}
+	wait = max(wait, b.after)
+	b.pause, b.after = min(max(2*b.pause, firstPause), maxPause), 0
+	if wait == 0 {
+		return nil
+	}
+	if b.last != nil && time.Now().Add(wait).After(b.deadline) {
+		return b.last
+	}
+	select {
+	case <-time.After(wait):
+		return nil
+	case <-b.ctx.Done():
+		return context.Cause(b.ctx)
+	}
+}
+
+// try sends one request under a watchdog which ends it when it is silent.
+func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
 	ctx, cancel := context.WithCancelCause(b.ctx)
-	stall := time.AfterFunc(b.r.opt.Stall, func() {
-		cancel(fmt.Errorf("%w in %s", errStalled, b.r.opt.Stall))
+	stall := time.AfterFunc(patience, func() {
+		cancel(fmt.Errorf("%w within %s", errStalled, b.r.opt.Stall))
 	})
-	rc, err := get(ctx)
+	rc, err := b.r.get(ctx, h, b.off, b.end)
+	stall.Stop()
 	if err != nil {
-		stall.Stop()
 		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
-			err = fmt.Errorf("%w: %w", err, cause)
+			err = fmt.Errorf("%s: %w", h.Host, cause)
 		}
 		cancel(err)
 		return err
 	}
-	b.rc, b.cancel, b.stall = rc, cancel, stall
+	b.attempt, b.rc, b.host, b.cancel, b.stall = ctx, rc, h.Host, cancel, stall
 	return nil
 }
 

@@ -1,11 +1,15 @@
 package blob
 
 import (
+	"crypto/tls"
 	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
 // statusError is an answer of a host that isn't the range asked for.
@@ -20,19 +24,29 @@ func (e *statusError) Error() string { return e.host + " " + e.status }
 
 // permanent reports whether asking the same host again is pointless.
 func permanent(err error) bool {
-	if errors.Is(err, ErrNoRange) {
+	if errors.Is(err, ErrNoRange) || errors.Is(err, docker.ErrInvalidAuthorization) {
 		return true
 	}
-	var se *statusError
-	if !errors.As(err, &se) {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	var code int
+	if se, ok := errors.AsType[*statusError](err); ok {
+		code = se.code
+	} else if token, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok {
+		code = token.StatusCode
+	} else {
+		return false // no answer at all
+	}
+	switch code {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests:
 		return false
 	}
-	switch se.code {
-	case http.StatusRequestTimeout, http.StatusTooManyRequests:
-		return false
-	}
-	return se.code >= 400 && se.code < 500
+	return code < 500
 }
+
+// maxRetryAfter keeps absurd values from overflowing; no read waits that long.
+const maxRetryAfter = 24 * time.Hour
 
 // retryAfter parses the header's delay in seconds or its date (RFC 9110, section
 // 10.2.3); 0 if there is none.
@@ -40,11 +54,11 @@ func retryAfter(h string) time.Duration {
 	if h == "" {
 		return 0
 	}
-	if s, err := strconv.Atoi(h); err == nil && s >= 0 {
-		return time.Duration(s) * time.Second
+	if s, err := strconv.ParseUint(h, 10, 64); err == nil {
+		return time.Duration(min(s, uint64(maxRetryAfter/time.Second))) * time.Second
 	}
 	if t, err := http.ParseTime(h); err == nil {
-		return max(0, time.Until(t))
+		return min(max(0, time.Until(t)), maxRetryAfter)
 	}
 	return 0
 }

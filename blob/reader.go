@@ -33,7 +33,8 @@ type Options struct {
 	// 0 means 60 s.
 	RetryFor time.Duration
 	// Stall is how long one attempt may be silent, before and between the bytes
-	// of its body. 0 means 20 s.
+	// of its body. 0 means a third of RetryFor, so that a silent host is not all
+	// that is tried.
 	Stall time.Duration
 	// Fetched is told of the bytes of every body part received, and of the time
 	// their reader waited for them. Called concurrently.
@@ -44,7 +45,6 @@ type Options struct {
 
 const (
 	defaultRetryFor = 60 * time.Second
-	defaultStall    = 20 * time.Second
 	maxRedirects    = 5
 )
 
@@ -67,7 +67,7 @@ func New(ref reference.Spec, dgst digest.Digest, size int64, hosts Hosts, opt Op
 		opt.RetryFor = defaultRetryFor
 	}
 	if opt.Stall <= 0 {
-		opt.Stall = defaultStall
+		opt.Stall = opt.RetryFor / 3
 	}
 	return &Reader{ref: ref, dgst: dgst, opt: opt, hosts: hosts, size: size, redirects: map[string]string{}}
 }
@@ -101,12 +101,26 @@ func (r *Reader) Size(ctx context.Context) (int64, error) {
 	if _, err := io.Copy(io.Discard, body); err != nil {
 		return 0, err
 	}
-	return r.knownSize(), nil
+	n := r.knownSize()
+	if n == 0 {
+		return 0, fmt.Errorf("read blob %s of %s: neither manifest nor registry says how long it is", r.dgst, r.ref.Locator)
+	}
+	return n, nil
 }
 
 func (r *Reader) knownSize() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.size
+}
+
+// learnSize takes size for the blob's if that isn't known, and returns what is.
+func (r *Reader) learnSize(size int64) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.size == 0 {
+		r.size = size
+	}
 	return r.size
 }
 
@@ -117,10 +131,12 @@ func (r *Reader) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 1 {
 		return nil, fmt.Errorf("read blob %s: invalid range of %d bytes at %d", r.dgst, n, off)
 	}
-	b := &body{r: r, ctx: ctx, off: off, end: off + n, deadline: time.Now().Add(r.opt.RetryFor)}
+	start := time.Now()
+	b := &body{r: r, ctx: ctx, off: off, end: off + n, deadline: start.Add(r.opt.RetryFor)}
 	if err := b.open(); err != nil {
 		return nil, b.fail(err)
 	}
+	b.opening = time.Since(start)
 	return b, nil
 }
 
@@ -132,7 +148,7 @@ func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int
 	target, known := r.redirects[blobURL]
 	r.mu.Unlock()
 	if known {
-		resp, err := r.send(ctx, host, target, false, off, end)
+		resp, err := r.send(ctx, host, target, off, end)
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return r.accept(resp, off, end)
 		}
@@ -150,7 +166,7 @@ func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int
 
 	target = blobURL
 	for range maxRedirects {
-		resp, err := r.send(ctx, host, target, target == blobURL, off, end)
+		resp, err := r.send(ctx, host, target, off, end)
 		if err != nil {
 			return nil, err
 		}
@@ -186,8 +202,13 @@ func (r *Reader) url(host docker.RegistryHost) string {
 }
 
 // send sends one request. Only the registry itself gets its headers and
-// credentials; a host it redirects to gets none.
-func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target string, registry bool, off, end int64) (*http.Response, error) {
+// credentials; another host that it redirects to gets none.
+func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target string, off, end int64) (*http.Response, error) {
+	u, err := url.Parse(target)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", host.Host, hideQuery(err))
+	}
+	registry := u.Scheme == host.Scheme && u.Host == host.Host
 	var tr http.RoundTripper
 	if host.Client != nil {
 		tr = host.Client.Transport
@@ -212,7 +233,7 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 		req.Header.Set("Accept-Encoding", "identity")
 		if registry && host.Authorizer != nil {
 			if err := host.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, fmt.Errorf("%s: authorize: %w", host.Host, err)
+				return nil, fmt.Errorf("%s: authorize: %w", host.Host, hideQuery(err))
 			}
 		}
 		resp, err := tr.RoundTrip(req)
@@ -224,7 +245,7 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 		}
 		drain(resp)
 		if err := host.Authorizer.AddResponses(ctx, []*http.Response{resp}); err != nil {
-			return nil, fmt.Errorf("%s: authorize: %w", host.Host, err)
+			return nil, fmt.Errorf("%s: authorize: %w", host.Host, hideQuery(err))
 		}
 	}
 }
@@ -240,10 +261,9 @@ func (r *Reader) accept(resp *http.Response, off, end int64) (io.ReadCloser, err
 			return nil, &statusError{host: host, status: fmt.Sprintf(
 				"answered bytes %d-%d with Content-Range %q", off, end-1, resp.Header.Get("Content-Range"))}
 		}
-		if size > 0 {
-			r.mu.Lock()
-			r.size = size
-			r.mu.Unlock()
+		if known := r.learnSize(size); known > 0 && size > 0 && known != size {
+			drain(resp)
+			return nil, &statusError{host: host, status: fmt.Sprintf("has %d bytes of a blob of %d", size, known)}
 		}
 		return resp.Body, nil
 	case http.StatusOK:

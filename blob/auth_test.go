@@ -1,0 +1,296 @@
+package blob
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+)
+
+// authorizer counts what it is asked for, and knows a password.
+type authorizer struct {
+	authorized, challenged atomic.Int64
+	secret                 atomic.Value // string; "" before a challenge
+}
+
+func (a *authorizer) Authorize(_ context.Context, req *http.Request) error {
+	a.authorized.Add(1)
+	if s, _ := a.secret.Load().(string); s != "" {
+		req.Header.Set("Authorization", s)
+	}
+	return nil
+}
+
+func (a *authorizer) AddResponses(context.Context, []*http.Response) error {
+	a.challenged.Add(1)
+	a.secret.Store("Basic c2VjcmV0")
+	return nil
+}
+
+// demand answers 401 to those who don't bring the secret.
+func demand(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Authorization") != "Basic c2VjcmV0" {
+			status(http.StatusUnauthorized)(w, req)
+			return
+		}
+		next(w, req)
+	}
+}
+
+func TestChallengeOnce(t *testing.T) {
+	blob := randomBlob(1000)
+	reg := newRegistry(t, blob)
+	reg.Config.Handler = demand(reg.serve)
+	var auth authorizer
+	host := reg.host(t)
+	host.Authorizer = &auth
+	r := open(t, blob, quick, fixed(host))
+	want(t, r, blob, 0, 10)
+	want(t, r, blob, 10, 10)
+	if a, c := auth.authorized.Load(), auth.challenged.Load(); a != 3 || c != 1 {
+		t.Errorf("authorized %d times, challenged %d times", a, c)
+	}
+}
+
+// Wrong credentials are a reason to stop, not to try for a minute.
+func TestWrongCredentials(t *testing.T) {
+	blob := randomBlob(1000)
+	reg := newRegistry(t, blob)
+	reg.Config.Handler = http.HandlerFunc(status(http.StatusUnauthorized))
+	var auth authorizer
+	host := reg.host(t)
+	host.Authorizer = &auth
+	contains(t, fails(t, open(t, blob, patient, fixed(host)), 0, 10), "401 Unauthorized")
+	if c := auth.challenged.Load(); c != 1 {
+		t.Errorf("challenged %d times", c)
+	}
+}
+
+// tokenServer is a registry whose tokens come from a server of its own, for user
+// "ann" with password "hunter2".
+func tokenServer(t *testing.T, reg *registry) *httptest.Server {
+	t.Helper()
+	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		user, password, _ := req.BasicAuth()
+		if req.Method == http.MethodPost {
+			http.NotFound(w, req) // as older registries answer to OAuth
+			return
+		}
+		if user != "ann" || password != "hunter2" || req.FormValue("scope") != "repository:team/image:pull" {
+			status(http.StatusUnauthorized)(w, req)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(map[string]string{"token": "t0ken"})
+	}))
+	t.Cleanup(auth.Close)
+	reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Header.Get("Authorization") != "Bearer t0ken" {
+			status(http.StatusUnauthorized, "WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="test",scope="repository:team/image:pull"`, auth.URL))(w, req)
+			return
+		}
+		reg.ServeHTTP(w, req)
+	})
+	return auth
+}
+
+func TestTokenAuthentication(t *testing.T) {
+	blob := randomBlob(1000)
+	for _, password := range []string{"hunter2", "wrong"} {
+		reg := newRegistry(t, blob)
+		tokenServer(t, reg)
+		host := reg.host(t)
+		host.Authorizer = docker.NewDockerAuthorizer(docker.WithAuthCreds(func(string) (string, string, error) { return "ann", password, nil }))
+		r := open(t, blob, patient, fixed(host))
+		if password == "hunter2" {
+			want(t, r, blob, 0, 10)
+			want(t, r, blob, 10, 10)
+			continue
+		}
+		err := fails(t, r, 0, 10)
+		contains(t, err, reg.host(t).Host, "authorize", "401")
+		if strings.Contains(err.Error(), password) {
+			t.Errorf("password in %q", err)
+		}
+	}
+}
+
+// store is an object store which takes only its newest signature.
+type store struct {
+	*registry
+	signature atomic.Int64
+}
+
+func newStore(t *testing.T, blob []byte) *store {
+	s := &store{registry: newRegistry(t, blob)}
+	s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.FormValue("X-Signature") != fmt.Sprintf("s3cret-%d", s.signature.Load()) {
+			s.mu.Lock()
+			s.seen = append(s.seen, seen{authorization: req.Header.Get("Authorization"), custom: "expired"})
+			s.mu.Unlock()
+			status(http.StatusForbidden)(w, req)
+			return
+		}
+		s.registry.ServeHTTP(w, req)
+	})
+	return s
+}
+
+func (s *store) redirect(w http.ResponseWriter, req *http.Request) {
+	http.Redirect(w, req, fmt.Sprintf("%s/bucket/data?X-Signature=s3cret-%d", s.URL, s.signature.Load()), http.StatusTemporaryRedirect)
+}
+
+func TestRedirect(t *testing.T) {
+	blob := randomBlob(1000)
+	st := newStore(t, blob)
+	reg := newRegistry(t, blob)
+	asked := 0
+	reg.Config.Handler = demand(func(w http.ResponseWriter, req *http.Request) {
+		asked++
+		st.redirect(w, req)
+	})
+	host := reg.host(t)
+	host.Authorizer = &authorizer{}
+	host.Header = http.Header{"X-Test": {"for the registry only"}}
+	r := open(t, blob, quick, fixed(host))
+
+	want(t, r, blob, 0, 10)
+	want(t, r, blob, 10, 10)
+	if asked != 1 {
+		t.Errorf("registry redirected %d times: where to isn't remembered", asked)
+	}
+	st.signature.Add(1) // the URL expires
+	want(t, r, blob, 20, 10)
+	if asked != 2 {
+		t.Errorf("registry redirected %d times, want a new one for the expired URL", asked)
+	}
+	if n := len(st.requests()); n != 4 {
+		t.Errorf("%d requests to the store", n)
+	}
+	for _, q := range st.requests() {
+		if q.authorization != "" || q.custom == "for the registry only" {
+			t.Errorf("the store got the registry's Authorization %q, header %q", q.authorization, q.custom)
+		}
+	}
+}
+
+// A redirect within the registry keeps its credentials, as for any HTTP client.
+func TestRedirectWithinRegistry(t *testing.T) {
+	blob := randomBlob(1000)
+	reg := newRegistry(t, blob)
+	reg.Config.Handler = demand(func(w http.ResponseWriter, req *http.Request) {
+		if strings.HasPrefix(req.URL.Path, "/v2/") {
+			http.Redirect(w, req, "/storage/blob", http.StatusFound)
+			return
+		}
+		reg.ServeHTTP(w, req)
+	})
+	host := reg.host(t)
+	host.Authorizer = &authorizer{}
+	r := open(t, blob, quick, fixed(host))
+	want(t, r, blob, 0, 10)
+	want(t, r, blob, 10, 10)
+	if got := reg.ranges(); got != "0-9 10-19" {
+		t.Errorf("ranges %q", got)
+	}
+}
+
+func TestRedirectLoop(t *testing.T) {
+	reg := newRegistry(t, nil)
+	n := 0
+	reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		n++
+		http.Redirect(w, req, "/again", http.StatusFound)
+	})
+	contains(t, fails(t, open(t, nil, patient, fixed(reg.host(t))), 0, 1), reg.host(t).Host, "redirected more than")
+	if n != maxRedirects {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// failing is a transport that fails as http.Client's and proxies' do.
+type failing struct{ err error }
+
+func (f failing) RoundTrip(req *http.Request) (*http.Response, error) {
+	return nil, &url.Error{Op: "Get", URL: req.URL.String(), Err: f.err}
+}
+
+func TestErrorsHideSecrets(t *testing.T) {
+	blob := randomBlob(1000)
+	secret := func(t *testing.T, err error) {
+		t.Helper()
+		for _, s := range []string{"s3cret", "X-Signature", "hunter2", "Authorization", "c2VjcmV0"} {
+			if strings.Contains(err.Error(), s) {
+				t.Errorf("%q in %q", s, err)
+			}
+		}
+	}
+	t.Run("store refuses", func(t *testing.T) {
+		st, reg := newStore(t, blob), newRegistry(t, blob)
+		reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			st.redirect(w, req)
+		})
+		st.Config.Handler = http.HandlerFunc(status(http.StatusForbidden))
+		err := fails(t, open(t, blob, quick, fixed(reg.host(t))), 0, 1)
+		contains(t, err, "403 Forbidden", strings.TrimPrefix(st.URL, "http://"))
+		secret(t, err)
+	})
+	t.Run("store is gone", func(t *testing.T) {
+		st, reg := newStore(t, blob), newRegistry(t, blob)
+		reg.Config.Handler = http.HandlerFunc(st.redirect)
+		st.Close()
+		secret(t, fails(t, open(t, blob, quick, fixed(reg.host(t))), 0, 1))
+	})
+	t.Run("store is silent", func(t *testing.T) {
+		st, reg := newStore(t, blob), newRegistry(t, blob)
+		reg.Config.Handler = http.HandlerFunc(st.redirect)
+		st.Config.Handler = http.HandlerFunc(silent)
+		secret(t, fails(t, open(t, blob, quick, fixed(reg.host(t))), 0, 1))
+	})
+	t.Run("location can't be parsed", func(t *testing.T) {
+		reg := newRegistry(t, blob, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Location"] = []string{"http://store.test:bad port/?X-Signature=s3cret"}
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		})
+		secret(t, fails(t, open(t, blob, quick, fixed(reg.host(t))), 0, 1))
+	})
+	t.Run("location can't be used", func(t *testing.T) {
+		reg := newRegistry(t, blob)
+		reg.Config.Handler = http.HandlerFunc(status(http.StatusTemporaryRedirect, "Location", "gopher://ann:hunter2@store.test/?X-Signature=s3cret"))
+		secret(t, fails(t, open(t, blob, quick, fixed(reg.host(t))), 0, 1))
+	})
+	t.Run("transport names its URL", func(t *testing.T) {
+		host := docker.RegistryHost{
+			Client: &http.Client{Transport: failing{errors.New("broken pipe")}},
+			Scheme: "https", Host: "registry.test", Path: "/v2?X-Signature=s3cret",
+		}
+		err := fails(t, open(t, blob, quick, fixed(host)), 0, 1)
+		contains(t, err, "broken pipe")
+		err = hideQuery(fmt.Errorf("wrapped: %w", &url.Error{Op: "Get", URL: "https://ann:hunter2@store.test/x?X-Signature=s3cret", Err: errors.New("broken pipe")}))
+		contains(t, err, "broken pipe", "store.test/x")
+		secret(t, err)
+		secret(t, hideQuery(&url.Error{Op: "parse", URL: "https://[s3cret", Err: errors.New("missing ]")}))
+	})
+}
+
+// A certificate doesn't get better by asking again.
+func TestUntrustedCertificate(t *testing.T) {
+	blob := randomBlob(1000)
+	srv := &registry{blob: blob}
+	srv.Server = httptest.NewTLSServer(srv)
+	defer srv.Close()
+	host := srv.host(t)
+	want(t, open(t, blob, quick, fixed(host)), blob, 0, 10)
+	host.Client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}}}
+	err := fails(t, open(t, blob, Options{}, fixed(host)), 0, 10)
+	contains(t, err, host.Host, "certificate")
+}
