@@ -108,6 +108,9 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 // own default of 50 kB costs a round trip for each; measured by `make bench`.
 const defaultChunkSize = 512 << 10
 
+// lookupTTL is how long the kernel keeps names and attributes, in seconds.
+const lookupTTL = 24 * 60 * 60
+
 // stargzConfig is the file system's configuration: ours, then what
 // [worker.oci.stargzSnapshotter] says, which means what it means to stock
 // buildkitd.
@@ -116,6 +119,8 @@ func stargzConfig(opt Options) (stargzconfig.Config, error) {
 		NoPrefetch:        !opt.Lazy.Prefetch,
 		NoBackgroundFetch: !opt.Lazy.BackgroundFetch,
 		BlobConfig:        stargzconfig.BlobConfig{ChunkSize: defaultChunkSize},
+		// Layers never change, so the kernel may keep what it has looked up.
+		FuseConfig: stargzconfig.FuseConfig{AttrTimeout: lookupTTL, EntryTimeout: lookupTTL},
 	}
 	if opt.Lazy.ChunkSize > 0 {
 		cfg.ChunkSize = opt.Lazy.ChunkSize
