@@ -3,7 +3,9 @@
 # bin/: no registry is asked for anything. Writes two tars to bin/image:
 #
 #   docker.tar  for `docker load`, tagged $IMAGE
-#   oci.tar     the same, its layers as eStargz, for `skopeo`, `crane` and the like to push
+#   oci.tar     the same as an OCI layout, for `skopeo`, `crane` and the like to push
+#
+# Layers are eStargz, which is gzip to whoever does not know better.
 #
 # Usage: hack/image.sh [name:tag]      (default buildkitd-lazy:latest, or $IMAGE)
 set -euo pipefail
@@ -83,10 +85,11 @@ build() {
 }
 build --opt target=check
 build --opt target=image \
-	--output "type=docker,name=$image,dest=$out/docker.tar" \
-	--output "type=oci,name=$image,compression=estargz,force-compression=true,oci-mediatypes=true,dest=$out/oci.tar"
+	--output "type=docker,name=$image,compression=estargz,force-compression=true,dest=$out/docker.tar" \
+	--output "type=oci,name=$image,compression=estargz,force-compression=true,dest=$out/oci.tar"
 
 rm -f "$out/runc"
+chmod 0644 "$out"/*.tar
 ls -lh "$out" >&2
 echo "image: load it with docker load -i bin/image/docker.tar, then" >&2
 echo "image: docker buildx create --use --driver docker-container --driver-opt image=$image" >&2
