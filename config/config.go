@@ -63,8 +63,9 @@ type Lazy struct {
 	// is the door's built-in size. Key "chunk-size": a number of bytes, or a string such as "512KiB".
 	ChunkSize int64
 
-	// FetchTimeout limits one ranged read, up to MaxTimeout. Zero (default) is the door's built-in limit.
-	// Key "fetch-timeout": a number of seconds, or a string such as "30s".
+	// FetchTimeout is how long a ranged read goes on trying, at the registry and its mirrors, without a byte arriving;
+	// then the reader gets an error. Up to MaxTimeout. Zero (default) is the door's built-in limit. Key
+	// "fetch-timeout": a number of seconds, or a string such as "30s".
 	FetchTimeout time.Duration
 
 	// MountTimeout limits opening a layer, which is reading its table of contents; past it the layer is pulled

@@ -32,7 +32,7 @@ func checkCommand(def *bkconfig.Config) *cli.Command {
 		rootFlag(def),
 		ociBinaryFlag(def),
 		lazyMountFlag(),
-		&cli.StringFlag{Name: "format", Usage: "Go template for the result, such as '{{json .}}'"},
+		&cli.StringFlag{Name: "format", Usage: "Go `TEMPLATE` for the result, such as '{{json .}}'"},
 	}
 	for _, f := range flags {
 		place(f, "")

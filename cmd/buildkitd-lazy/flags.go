@@ -41,27 +41,27 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 	add("Listening",
 		&cli.StringSliceFlag{
 			Name:  "addr",
-			Usage: "listening address: unix://path, tcp://host:port or fd:// (socket activation); repeatable",
+			Usage: "listening `ADDRESS`: unix://path, tcp://host:port or fd:// (socket activation); repeatable",
 			Value: def.GRPC.Address[:1],
 		},
 		&cli.StringFlag{
 			Name:  "group",
-			Usage: "group (name or gid) which owns the unix sockets",
+			Usage: "`GROUP` (name or gid) which owns the unix sockets",
 			Value: optional(def.GRPC.GID, strconv.Itoa),
 		},
 		&cli.StringFlag{
 			Name:  "tlscert",
-			Usage: "certificate to serve tcp and fd addresses with",
+			Usage: "certificate `FILE` for tcp and fd addresses",
 			Value: def.GRPC.TLS.Cert,
 		},
 		&cli.StringFlag{
 			Name:  "tlskey",
-			Usage: "key of that certificate",
+			Usage: "key `FILE` of that certificate",
 			Value: def.GRPC.TLS.Key,
 		},
 		&cli.StringFlag{
 			Name:  "tlscacert",
-			Usage: "CA certificate that clients' certificates must be signed by",
+			Usage: "`FILE` of the CA that clients' certificates must be signed by",
 			Value: def.GRPC.TLS.CA,
 		},
 	)
@@ -69,30 +69,30 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 	add("Worker (OCI)",
 		&cli.StringFlag{
 			Name:  "oci-worker",
-			Usage: "enable the OCI worker (true/false/auto); it is the only one here",
+			Usage: "`true` or auto: the OCI worker cannot be switched off, there is no other",
 			Value: orAuto(optional(oci.Enabled, strconv.FormatBool)),
 		},
 		ociBinaryFlag(def),
 		&cli.StringSliceFlag{
 			Name:  "oci-worker-labels",
-			Usage: "label of the worker (com.example.foo=bar); repeatable",
+			Usage: "`LABEL` of the worker (com.example.foo=bar); repeatable",
 		},
 		&cli.StringSliceFlag{
 			Name:  "oci-worker-platform",
-			Usage: "platform to build for instead of the detected ones; repeatable",
+			Usage: "`PLATFORM` to build for instead of the detected ones; repeatable",
 		},
 		&cli.StringFlag{
 			Name:  "oci-worker-snapshotter",
-			Usage: "snapshotter (auto, overlayfs, fuse-overlayfs, native, stargz)",
+			Usage: "snapshotter `NAME` (auto, overlayfs, fuse-overlayfs, native, stargz)",
 			Value: orAuto(oci.Snapshotter),
 		},
 		&cli.StringFlag{
 			Name:  "oci-worker-proxy-snapshotter-path",
-			Usage: "socket of a proxy snapshotter (without unix://)",
+			Usage: "`SOCKET` of a proxy snapshotter (without unix://)",
 		},
 		&cli.IntFlag{
 			Name:  "oci-max-parallelism",
-			Usage: "build steps that run at the same time; 0 is no limit",
+			Usage: "`NUMBER` of build steps that run at the same time; 0 is no limit",
 			Value: oci.MaxParallelism,
 		},
 		&cli.BoolFlag{
@@ -104,22 +104,22 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 	add("Network of build steps",
 		&cli.StringFlag{
 			Name:  "oci-worker-net",
-			Usage: "network (auto, bridge, cni or host)",
+			Usage: "network `MODE` (auto, bridge, cni or host)",
 			Value: oci.Mode,
 		},
 		&cli.StringFlag{
 			Name:  "oci-cni-config-path",
-			Usage: "CNI configuration file",
+			Usage: "CNI configuration `FILE`",
 			Value: oci.CNIConfigPath,
 		},
 		&cli.StringFlag{
 			Name:  "oci-cni-binary-dir",
-			Usage: "directory of CNI plugins",
+			Usage: "`DIR` of CNI plugins",
 			Value: oci.CNIBinaryPath,
 		},
 		&cli.IntFlag{
 			Name:  "oci-cni-pool-size",
-			Usage: "network namespaces to keep ready",
+			Usage: "`NUMBER` of network namespaces to keep ready",
 			Value: oci.CNIPoolSize,
 		},
 		&cli.BoolFlag{
@@ -129,13 +129,14 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 	)
 	add("Garbage collection",
 		&cli.BoolFlag{
-			Name:  "oci-worker-gc",
-			Usage: "collect garbage automatically",
-			Value: oci.GC == nil || *oci.GC,
+			Name:        "oci-worker-gc",
+			Usage:       "collect garbage automatically",
+			Value:       oci.GC == nil || *oci.GC,
+			DefaultText: strconv.FormatBool(oci.GC == nil || *oci.GC),
 		},
 		&cli.StringFlag{
 			Name:   "oci-worker-gc-keepstorage",
-			Usage:  "storage to keep, `reserved[,free[,maximum]]` in MB",
+			Usage:  "`MB` to keep: reserved[,free[,maximum]]",
 			Value:  keepStorage(def),
 			Hidden: len(oci.GCPolicy) != 0, // a policy in the file makes the flag meaningless
 		},
@@ -143,11 +144,11 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 	add("Security",
 		&cli.StringSliceFlag{
 			Name:  "allow-insecure-entitlement",
-			Usage: "entitlement that builds may ask for (network.host, security.insecure, device); repeatable",
+			Usage: "`ENTITLEMENT` that builds may ask for (network.host, security.insecure, device); repeatable",
 		},
 		&cli.StringFlag{
 			Name:  "oci-worker-apparmor-profile",
-			Usage: "AppArmor profile of build steps",
+			Usage: "AppArmor `PROFILE` of build steps",
 		},
 		&cli.BoolFlag{
 			Name:  "oci-worker-selinux",
@@ -155,7 +156,7 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 		},
 		&cli.BoolFlag{
 			Name:  "oci-worker-no-process-sandbox",
-			Usage: "share the daemon's PID namespace and procfs with build steps, which can then kill and trace its processes; rootless only",
+			Usage: "let build steps see, kill and trace the daemon's processes; rootless only",
 		},
 	)
 	add("Devices",
@@ -165,8 +166,7 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 		},
 		&cli.StringSliceFlag{
 			Name:  "cdi-spec-dir",
-			Usage: "directory of CDI specifications; repeatable",
-			Value: nil,
+			Usage: "`DIR` of CDI specifications; repeatable",
 		},
 	)
 	add("Logs and debugging",
@@ -181,24 +181,24 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 		},
 		&cli.StringFlag{
 			Name:    "log-level",
-			Usage:   "log level",
+			Usage:   "log `LEVEL` (panic, fatal, error, warn, info, debug, trace)",
 			Value:   "info",
 			Sources: cli.EnvVars("BUILDKITD_LOG_LEVEL"),
 		},
 		&cli.StringFlag{
 			Name:  "log-format",
-			Usage: "log format, json or text",
+			Usage: "log `FORMAT`, json or text",
 			Value: "text",
 		},
 		&cli.StringFlag{
 			Name:    "debugaddr",
-			Usage:   "address for pprof, /metrics and /debug (eg. 127.0.0.1:6060)",
+			Usage:   "`ADDRESS` for pprof, /metrics and /debug (eg. 127.0.0.1:6060)",
 			Value:   def.GRPC.DebugAddress,
 			Sources: cli.EnvVars("BUILDKITD_DEBUGADDR"),
 		},
 		&cli.StringFlag{
 			Name:  "otel-socket-path",
-			Usage: "socket that build steps send their traces to",
+			Usage: "`SOCKET` that build steps send their traces to",
 		},
 		&cli.BoolFlag{
 			Name:  "save-cache-debug",
@@ -211,17 +211,17 @@ func daemonFlags(def *bkconfig.Config) []cli.Flag {
 // The flags that `check` shares with the daemon.
 
 func configFlag() *cli.StringFlag {
-	return &cli.StringFlag{Name: "config", Usage: "configuration file", Value: defaultConfigPath()}
+	return &cli.StringFlag{Name: "config", Usage: "configuration `FILE`", Value: defaultConfigPath()}
 }
 
 func rootFlag(def *bkconfig.Config) *cli.StringFlag {
-	return &cli.StringFlag{Name: "root", Usage: "state directory", Value: def.Root}
+	return &cli.StringFlag{Name: "root", Usage: "`DIR` of all state", Value: def.Root}
 }
 
 func ociBinaryFlag(def *bkconfig.Config) *cli.StringFlag {
 	return &cli.StringFlag{
 		Name:        "oci-worker-binary",
-		Usage:       "name or path of the OCI runtime",
+		Usage:       "`NAME` or path of the OCI runtime",
 		Value:       def.Workers.OCI.Binary,
 		DefaultText: "buildkit-runc, else runc",
 	}
@@ -230,7 +230,7 @@ func ociBinaryFlag(def *bkconfig.Config) *cli.StringFlag {
 func lazyMountFlag() *cli.StringFlag {
 	return &cli.StringFlag{
 		Name:        "lazy-mount",
-		Usage:       "how lazy layers are mounted: auto, fuse, or off to pull every layer first; overrides mount in [lazy]",
+		Usage:       "how lazy layers are mounted, `MODE` auto, fuse or off (pull every layer first); overrides mount in [lazy]",
 		DefaultText: config.MountAuto,
 		Sources:     cli.EnvVars("BUILDKITD_LAZY_MOUNT"),
 	}

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/moby/buildkit/util/apicaps"
@@ -60,28 +61,34 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if app.Bool("debug") || logrus.IsLevelEnabled(logrus.DebugLevel) {
 		fmt.Fprintf(stderr, "%s: %+v\n", app.Name, stack.Formatter(err))
 	} else {
-		fmt.Fprintf(stderr, "%s: %v\n", app.Name, err)
+		// Joined errors stand on a line each; one that fails is one line.
+		fmt.Fprintf(stderr, "%s: %s\n", app.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	return 1
 }
+
+var flagStringer = cli.FlagStringer
 
 func newApp(stdout, stderr io.Writer) *cli.Command {
 	cli.VersionPrinter = func(c *cli.Command) {
 		fmt.Fprintln(c.Root().Writer, versionLine())
 	}
+	cli.FlagStringer = shortSlices(flagStringer)
 	def := builtinDefaults()
 	app := &cli.Command{
-		Name:                      "buildkitd-lazy",
-		Usage:                     "a BuildKit daemon whose base images arrive while they are used",
-		UsageText:                 "buildkitd-lazy [flags]\nbuildkitd-lazy check [flags]",
-		Version:                   cliVersion(),
-		Flags:                     append(daemonFlags(&def), ignoredContainerdFlags()...),
-		Commands:                  []*cli.Command{checkCommand(&def)},
-		Action:                    daemon,
-		OnUsageError:              usageError,
-		DisableSliceFlagSeparator: true,
-		Writer:                    stdout,
-		ErrWriter:                 stderr,
+		Name:                          "buildkitd-lazy",
+		Usage:                         "a BuildKit daemon whose base images arrive while they are used",
+		UsageText:                     "buildkitd-lazy [flags]\nbuildkitd-lazy check [flags]",
+		Version:                       cliVersion(),
+		Flags:                         append(daemonFlags(&def), ignoredContainerdFlags()...),
+		Commands:                      []*cli.Command{checkCommand(&def)},
+		Action:                        daemon,
+		OnUsageError:                  usageError,
+		CustomRootCommandHelpTemplate: helpTemplate,
+		HideHelpCommand:               true, // or "help" were a command beside "check"
+		DisableSliceFlagSeparator:     true,
+		Writer:                        stdout,
+		ErrWriter:                     stderr,
 		// The library exits on its own, silently, where an error has an exit code - as every failed exec.Cmd has.
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 	}

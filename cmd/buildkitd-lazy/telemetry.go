@@ -73,7 +73,11 @@ func startTelemetry(ctx context.Context) (*telemetry, error) {
 func (t *telemetry) Close() error {
 	ctx, cancel := context.WithTimeoutCause(appcontext.Shutdown(), telemetryShutdown, errTelemetryShutdown)
 	defer cancel()
-	return errors.Join(t.tracer.Shutdown(ctx), t.meter.Shutdown(ctx))
+	err := errors.Join(t.tracer.Shutdown(ctx), t.meter.Shutdown(ctx))
+	if appcontext.Shutdown().Err() != nil {
+		return nil // given up on request
+	}
+	return err
 }
 
 func (t *telemetry) statsHandler() grpc.ServerOption {
