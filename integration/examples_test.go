@@ -100,8 +100,8 @@ func TestExamples(t *testing.T) {
 	progress, targets := b.bake(t, "cold")
 	wantContains(t, "progress", progress, "mounting layer sha256:", "(estargz)")
 	for target, fraction := range map[string]float64{
-		"go-service-cold": 0.9, // most of the toolchain is the compiler and the linker, which run
-		"c-static-cold": 0.6, "python-numpy-cold": 0.6, // of the same image, at the same time
+		"go-service-cold": 0.9,                           // most of the toolchain is the compiler and the linker, which run
+		"c-static-cold":   0.6, "python-numpy-cold": 0.6, // of the same image, at the same time
 	} {
 		checkLazy(t, target, targets[target], fraction)
 	}

@@ -262,30 +262,33 @@ func serveNoNames(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	go func() {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if n < 12 {
-				continue
-			}
-			buf[2] = buf[2]&0x79 | 0x80 // RFC 1035, 4.1.1: an answer, keeping opcode and RD
-			buf[3] = 0x83               // recursion available, name error
-			clear(buf[6:12])            // no records; the question stays
-			end := 12
-			for end < n && buf[end] != 0 {
-				end += int(buf[end]) + 1
-			}
-			if end += 5; end > n {
-				continue
-			}
-			_, _ = conn.WriteTo(buf[:end], from)
-		}
-	}()
+	go refuseNames(conn)
 	return nil
+}
+
+// refuseNames answers queries until conn is closed.
+func refuseNames(conn net.PacketConn) {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		if n < 12 {
+			continue
+		}
+		buf[2] = buf[2]&0x79 | 0x80 // RFC 1035, 4.1.1: an answer, keeping opcode and RD
+		buf[3] = 0x83               // recursion available, name error
+		clear(buf[6:12])            // no records; the question stays
+		end := 12
+		for end < n && buf[end] != 0 {
+			end += int(buf[end]) + 1
+		}
+		if end += 5; end > n {
+			continue
+		}
+		_, _ = conn.WriteTo(buf[:end], from)
+	}
 }
 
 // findLeftovers lists the mounts below the sandbox's TMPDIR and the processes

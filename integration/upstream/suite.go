@@ -187,7 +187,7 @@ func (r *runner) list(ctx context.Context, su suite, s side, match *regexp.Regex
 		sc := bufio.NewScanner(pr)
 		sc.Buffer(nil, 16<<20)
 		for sc.Scan() {
-			full, ok := strings.CutPrefix(sc.Text(), "=== RUN   ")
+			_, full, ok := strings.Cut(sc.Text(), "=== RUN   ") // output without a line end may precede it
 			if !ok {
 				continue
 			}

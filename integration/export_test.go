@@ -1,0 +1,587 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// pull returns an image of a registry.
+func pull(t *testing.T, reg *registry.Registry, tag string) v1.Image {
+	t.Helper()
+	ref, err := name.ParseReference(reg.Ref(tag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := remote.Image(ref, remote.WithContext(t.Context()), remote.WithTransport(reg.Transport()), remote.WithAuth(reg.Authenticator()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// layerBlob returns the compressed bytes of a layer.
+func layerBlob(t *testing.T, img v1.Image, d v1.Hash) []byte {
+	t.Helper()
+	l, err := img.LayerByDigest(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := l.Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	b, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// wantEStargz checks an image with readers that others wrote: go-containerregistry's
+// validation, stargz-snapshotter's TOC verification, and GNU tar. It returns the names in the layers' TOCs.
+func wantEStargz(t *testing.T, img v1.Image) []string {
+	t.Helper()
+	if err := validate.Image(img); err != nil {
+		t.Errorf("go-containerregistry: %v", err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Layers) == 0 || len(cf.RootFS.DiffIDs) != len(m.Layers) {
+		t.Fatalf("%d layers and %d diff IDs", len(m.Layers), len(cf.RootFS.DiffIDs))
+	}
+	var files []string
+	for i, l := range m.Layers {
+		if l.MediaType != types.OCILayer {
+			t.Errorf("layer %d: media type %s", i, l.MediaType)
+		}
+		blob := layerBlob(t, img, l.Digest)
+		toc, err := digest.Parse(l.Annotations[estargz.TOCJSONDigestAnnotation])
+		if err != nil {
+			t.Errorf("layer %d: annotations %v: no TOC digest: %v", i, l.Annotations, err)
+			continue
+		}
+		r, err := estargz.Open(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))))
+		if err != nil {
+			t.Errorf("layer %d: estargz.Open: %v", i, err)
+			continue
+		}
+		if _, err := r.VerifyTOC(toc); err != nil {
+			t.Errorf("layer %d: VerifyTOC: %v", i, err)
+		}
+		root, ok := r.Lookup("")
+		if !ok {
+			t.Errorf("layer %d: no root in its TOC", i)
+			continue
+		}
+		files = append(files, tocNames(root, "")...)
+
+		rd := gunzip(t, blob)
+		if got, want := l.Annotations[estargz.StoreUncompressedSizeAnnotation], strconv.Itoa(len(rd)); got != want {
+			t.Errorf("layer %d: annotated uncompressed size %q, it is %s", i, got, want)
+		}
+		if got, want := digest.FromBytes(rd).String(), cf.RootFS.DiffIDs[i].String(); got != want {
+			t.Errorf("layer %d: diff ID %s, want %s", i, got, want)
+		}
+		cmd := exec.CommandContext(t.Context(), "tar", "-tz")
+		cmd.Stdin = bytes.NewReader(blob)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("layer %d: tar -tz: %v\n%s", i, err, out)
+		}
+	}
+	return files
+}
+
+func gunzip(t *testing.T, blob []byte) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "gzip", "-dc")
+	cmd.Stdin = bytes.NewReader(blob)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("gzip -d: %v", err)
+	}
+	return out
+}
+
+func tocNames(e *estargz.TOCEntry, dir string) []string {
+	var out []string
+	e.ForeachChild(func(base string, c *estargz.TOCEntry) bool {
+		path := filepath.Join(dir, base)
+		out = append(out, path)
+		if c.Type == "dir" {
+			out = append(out, tocNames(c, path)...)
+		}
+		return true
+	})
+	return out
+}
+
+func wantFile(t *testing.T, files []string, want string) {
+	t.Helper()
+	for _, f := range files {
+		if f == want {
+			return
+		}
+	}
+	t.Errorf("no layer's TOC has %q: %q", want, files)
+}
+
+// exportDockerfile adds two layers to a base.
+func exportDockerfile(base string) string {
+	return "FROM " + base + `
+RUN mkdir /new && echo from the first step > /new/a && ln /new/a /new/hard && ln -s a /new/soft && head -c 300000 /dev/urandom > /new/random
+RUN rm /new/hard && echo from the second step > /new/b
+`
+}
+
+// TestExportImageEStargz pushes an image built on a lazy base and looks at it with others' readers.
+// The base must not be downloaded in order to push.
+func TestExportImageEStargz(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	base, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	reg.Log.Reset()
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	res := build(t, d, client.Solve{
+		Dockerfile: exportDockerfile(reg.Ref("base:estargz")),
+		Outputs:    []string{"type=image,name=" + reg.Ref("app:1") + ",push=true,compression=estargz,oci-mediatypes=true"},
+	})
+
+	// First the log: what follows reads blobs too.
+	sent := reg.Log.BlobBytes()
+	for i, l := range layerDigests(t, base) {
+		st, err := base.LayerByDigest(hash(t, l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		size, err := st.Size()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 && sent[l] > size/10 { // the steps read nothing of it
+			t.Errorf("the registry sent %d bytes of base layer %d of %d", sent[l], i, size)
+		}
+		if sent[l] > size { // the shell's layer is small enough to be read whole, once
+			t.Errorf("the registry sent base layer %d more than once (%d of %d bytes)", i, sent[l], size)
+		}
+	}
+	// The base is in another repository: its layers are mounted across, not uploaded.
+	for _, e := range reg.Log.Entries() {
+		if e.Method == http.MethodPut && strings.Contains(e.Path, "/blobs/uploads/") {
+			for _, l := range layerDigests(t, base) {
+				if strings.Contains(e.Path, l.Encoded()) {
+					t.Errorf("base layer %s was uploaded: %s %s", l, e.Method, e.Path)
+				}
+			}
+		}
+	}
+
+	img := pull(t, reg, "app:1")
+	files := wantEStargz(t, img)
+	for _, f := range []string{"new/a", "new/soft", "new/b", "bin/busybox", "big/3"} {
+		wantFile(t, files, f)
+	}
+	got := layerDigests(t, img)
+	for i, l := range layerDigests(t, base) {
+		if got[i] != l {
+			t.Errorf("layer %d of the pushed image is %s, not the base's %s", i, got[i], l)
+		}
+	}
+	dgst, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw := string(res.Metadata["containerimage.digest"]); raw != strconv.Quote(dgst.String()) {
+		t.Errorf("metadata file: containerimage.digest %s, the registry has %s", raw, dgst)
+	}
+
+	t.Run("stock builds on it", func(t *testing.T) {
+		for _, kind := range []daemon.Kind{daemon.StockOverlay, daemon.StockStargz} {
+			s := startDaemon(t, daemon.Options{Kind: kind, Config: plainHTTP(reg)})
+			res := build(t, s, client.Solve{Dockerfile: "FROM " + reg.Ref("app:1") + "\nRUN cat /new/a /new/b && readlink /new/soft && ls /new && sha256sum /big/2\n"})
+			wantContains(t, "output of "+string(kind), res.Output(), "from the first step", "from the second step", digest.FromString(noise(2, 1<<20)).Encoded())
+			if strings.Contains(res.Output(), "hard") {
+				t.Errorf("%s sees the deleted hardlink:\n%s", kind, res.Output())
+			}
+		}
+	})
+	t.Run("ours builds on it lazily", func(t *testing.T) {
+		o := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+		res := build(t, o, client.Solve{Dockerfile: "FROM " + reg.Ref("app:1") + "\nRUN cat /new/a\n"})
+		if rep := reportOf(t, res); rep.Images[0].Lazy != 4 {
+			t.Errorf("%d lazy layers, want 4: %+v", rep.Images[0].Lazy, rep)
+		}
+	})
+}
+
+func hash(t *testing.T, d digest.Digest) v1.Hash {
+	t.Helper()
+	h, err := v1.NewHash(d.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// TestExportSameRepository pushes to the repository that holds the base.
+func TestExportSameRepository(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	base, _ := push(t, reg, "app:base", busybox(t, bigLayer(t, 8<<20)), baseimage.EStargz)
+	reg.Log.Reset()
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, d, client.Solve{
+		Dockerfile: exportDockerfile(reg.Ref("app:base")),
+		Outputs:    []string{"type=image,name=" + reg.Ref("app:2") + ",push=true,compression=estargz"},
+	})
+	if read, size := blobsRead(t, reg, base), imageSize(t, base); read > size/2 {
+		t.Errorf("the registry sent %d bytes of the base's %d", read, size)
+	}
+	wantEStargz(t, pull(t, reg, "app:2"))
+}
+
+// TestExportForceCompression converts a gzip base.
+func TestExportForceCompression(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:gzip", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	for _, level := range []string{"1", "9"} {
+		tag := "forced:" + level
+		build(t, d, client.Solve{
+			Dockerfile: exportDockerfile(reg.Ref("base:gzip")),
+			Outputs:    []string{"type=image,name=" + reg.Ref(tag) + ",push=true,compression=estargz,force-compression=true,compression-level=" + level},
+		})
+		wantFile(t, wantEStargz(t, pull(t, reg, tag)), "big/1")
+	}
+	t.Run("and back", func(t *testing.T) {
+		build(t, d, client.Solve{
+			Dockerfile: "FROM " + reg.Ref("forced:1") + "\nRUN echo more > /new/c\n",
+			Outputs:    []string{"type=image,name=" + reg.Ref("forced:zstd") + ",push=true,compression=zstd,force-compression=true,oci-mediatypes=true"},
+		})
+		img := pull(t, reg, "forced:zstd")
+		if err := validate.Image(img); err != nil {
+			t.Error(err)
+		}
+		m, err := img.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, l := range m.Layers {
+			if l.MediaType != types.OCILayerZStd {
+				t.Errorf("layer %d: %s", i, l.MediaType)
+			}
+			if v, ok := l.Annotations[estargz.TOCJSONDigestAnnotation]; ok {
+				t.Errorf("layer %d is zstd and has a TOC digest annotation %s", i, v)
+			}
+		}
+	})
+}
+
+// TestExportDefault exports without a word about compression: a lazy base stays as it is,
+// new layers are gzip, and no client is surprised.
+func TestExportDefault(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	base, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 2<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, d, client.Solve{
+		Dockerfile: exportDockerfile(reg.Ref("base:estargz")),
+		Outputs:    []string{"type=image,name=" + reg.Ref("plain:1") + ",push=true"},
+	})
+	img := pull(t, reg, "plain:1")
+	if err := validate.Image(img); err != nil {
+		t.Error(err)
+	}
+	got := layerDigests(t, img)
+	for i, l := range layerDigests(t, base) {
+		if got[i] != l {
+			t.Errorf("layer %d is %s, the base's is %s", i, got[i], l)
+		}
+	}
+}
+
+// TestExportOCITar writes OCI archives and directories.
+func TestExportOCITar(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	out := filepath.Join(t.TempDir(), "image.tar")
+	build(t, d, client.Solve{
+		Dockerfile: exportDockerfile(reg.Ref("base:estargz")),
+		Outputs:    []string{"type=oci,name=app:1,compression=estargz,dest=" + out},
+	})
+	dir := t.TempDir()
+	if msg, err := exec.CommandContext(t.Context(), "tar", "-xf", out, "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("tar -x: %v\n%s", err, msg)
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(im.Manifests) != 1 {
+		t.Fatalf("%d manifests in the layout", len(im.Manifests))
+	}
+	img, err := index.Image(im.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := wantEStargz(t, img)
+	for _, f := range []string{"new/a", "big/3"} {
+		wantFile(t, files, f)
+	}
+
+	t.Run("tar=false", func(t *testing.T) {
+		dir := t.TempDir()
+		build(t, d, client.Solve{
+			Dockerfile: exportDockerfile(reg.Ref("base:estargz")),
+			Outputs:    []string{"type=oci,tar=false,compression=estargz,dest=" + dir},
+		})
+		index, err := layout.ImageIndexFromPath(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validate.Index(index); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestExportDocker writes an archive for docker load, which another reader opens.
+func TestExportDocker(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 2<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	for _, compression := range []string{"", ",compression=gzip", ",compression=estargz"} {
+		t.Run(strings.TrimPrefix(compression, ","), func(t *testing.T) {
+			out := filepath.Join(t.TempDir(), "image.tar")
+			build(t, d, client.Solve{
+				Dockerfile: exportDockerfile(reg.Ref("base:estargz")),
+				Outputs:    []string{"type=docker,name=example.test/app:1,dest=" + out + compression},
+			})
+			tag, err := name.NewTag("example.test/app:1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			img, err := tarball.ImageFromPath(out, &tag)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// docker load reads the layers named in manifest.json and checks their diff IDs.
+			cf, err := img.ConfigFile()
+			if err != nil {
+				t.Fatal(err)
+			}
+			layers, err := img.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(layers) != 4 || len(cf.RootFS.DiffIDs) != 4 {
+				t.Fatalf("%d layers and %d diff IDs, want 4", len(layers), len(cf.RootFS.DiffIDs))
+			}
+			for i, l := range layers {
+				rc, err := l.Uncompressed()
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := digest.FromReader(rc)
+				rc.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.String() != cf.RootFS.DiffIDs[i].String() {
+					t.Errorf("layer %d: content %s, diff ID %s", i, got, cf.RootFS.DiffIDs[i])
+				}
+			}
+		})
+	}
+}
+
+// TestExportFiles exports trees by the local and tar exporters.
+func TestExportFiles(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	dockerfile := exportDockerfile(reg.Ref("base:estargz"))
+	dir := t.TempDir()
+	build(t, d, client.Solve{Dockerfile: dockerfile, Outputs: []string{"type=local,dest=" + dir}})
+	if got, err := os.ReadFile(filepath.Join(dir, "big/2")); err != nil || string(got) != noise(2, 1<<20) {
+		t.Errorf("local: big/2 has %d bytes, or others than the layer (%v)", len(got), err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "new/b")); err != nil || string(got) != "from the second step\n" {
+		t.Errorf("local: new/b is %q (%v)", got, err)
+	}
+	out := filepath.Join(t.TempDir(), "tree.tar")
+	build(t, d, client.Solve{Dockerfile: dockerfile, Outputs: []string{"type=tar,dest=" + out}})
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	tr := tar.NewReader(f)
+	sum := map[string]digest.Digest{}
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		dg, err := digest.FromReader(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum[h.Name] = dg
+	}
+	if want := digest.FromString(noise(1, 1<<20)); sum["big/1"] != want {
+		t.Errorf("tar: big/1 is %s, want %s", sum["big/1"], want)
+	}
+}
+
+// TestStoredImageKeepsAnnotations stores an image, then pushes it from the cache by a later build.
+func TestStoredImageKeepsAnnotations(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	dockerfile := exportDockerfile(reg.Ref("base:estargz"))
+	build(t, d, client.Solve{Dockerfile: dockerfile, Outputs: []string{"type=image,name=" + reg.Ref("stored:1") + ",store=true,compression=estargz"}})
+	build(t, d, client.Solve{Dockerfile: dockerfile, Outputs: []string{"type=image,name=" + reg.Ref("stored:1") + ",push=true,compression=estargz"}})
+	wantEStargz(t, pull(t, reg, "stored:1"))
+}
+
+// TestCacheExport exports caches with eStargz layers and imports them in another daemon.
+func TestCacheExport(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 2<<20)), baseimage.EStargz)
+	local := t.TempDir()
+	for _, c := range []struct{ name, to, from string }{
+		{"registry", "type=registry,ref=" + reg.Ref("cache:1") + ",mode=max,compression=estargz,oci-mediatypes=true", "type=registry,ref=" + reg.Ref("cache:1")},
+		{"local", "type=local,dest=" + local + ",mode=max,compression=estargz", "type=local,src=" + local},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dockerfile := exportDockerfile(reg.Ref("base:estargz"))
+			first := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			build(t, first, client.Solve{Dockerfile: dockerfile, CacheTo: []string{c.to}})
+			var raw []byte
+			if c.name == "registry" {
+				ref, err := name.ParseReference(reg.Ref("cache:1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				desc, err := remote.Get(ref, remote.WithTransport(reg.Transport()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw = desc.Manifest
+			} else {
+				index, err := layout.ImageIndexFromPath(local)
+				if err != nil {
+					t.Fatal(err)
+				}
+				im, err := index.IndexManifest()
+				if err != nil {
+					t.Fatal(err)
+				}
+				raw, err = os.ReadFile(filepath.Join(local, "blobs", "sha256", im.Manifests[0].Digest.Hex))
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantLazyLayers(t, raw, 4)
+
+			second := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			res := build(t, second, client.Solve{Dockerfile: dockerfile, CacheFrom: []string{c.from}})
+			if run := res.Vertex("from the second step"); run == nil || !run.Cached {
+				t.Errorf("the step is not cached: %+v", run)
+			}
+		})
+	}
+}
+
+// wantLazyLayers checks that layers in the manifest or index of an exported cache carry TOC digests.
+func wantLazyLayers(t *testing.T, raw []byte, want int) {
+	t.Helper()
+	var m struct {
+		Manifests []v1.Descriptor `json:"manifests"`
+		Layers    []v1.Descriptor `json:"layers"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, l := range append(m.Manifests, m.Layers...) {
+		if l.MediaType == types.OCILayer && l.Annotations[estargz.TOCJSONDigestAnnotation] != "" {
+			n++
+		}
+	}
+	if n != want {
+		t.Errorf("%d layers of the cache have TOC digests, want %d:\n%s", n, want, raw)
+	}
+}
+
+// TestSenselessAttributes asks for what cannot be had.
+func TestSenselessAttributes(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	t.Cleanup(func() {
+		for _, e := range reg.Log.Entries() {
+			if strings.Contains(e.Path, "never") {
+				t.Errorf("a request for an image that cannot be: %s %s", e.Method, e.Path)
+			}
+		}
+	})
+	for _, c := range []struct {
+		attrs string
+		want  []string
+	}{
+		{"type=image,compression=estargz,oci-mediatypes=false", []string{"compression=estargz", "oci-mediatypes=false"}},
+		{"type=image,compression=estargz,compression-level=77", []string{"compression-level", "77"}},
+		{"type=image,compression=estargz,compression-level=fast", []string{"compression-level", "fast"}},
+		{"type=image,compression=uncompressed,compression-level=3", []string{"compression-level", "uncompressed"}},
+		{"type=image,compression=snappy", []string{"snappy"}},
+		{"type=image,lazy-profle=x", []string{"lazy-profle"}},
+		{"type=oci,compression=estargz,oci-mediatypes=false,dest=" + filepath.Join(t.TempDir(), "x.tar"), []string{"compression=estargz", "oci-mediatypes=false"}},
+	} {
+		t.Run(c.attrs, func(t *testing.T) {
+			t.Parallel() // a client takes 5 s to see that its build was refused, of stock buildkitd too
+			got := buildFails(t, d, client.Solve{
+				Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN true\n",
+				Outputs:    []string{c.attrs + ",name=" + reg.Ref("never:1")},
+			})
+			wantContains(t, "error", got, c.want...)
+		})
+	}
+}
