@@ -30,7 +30,7 @@ import (
 
 // imagesVersion is part of the key under which results of the stock daemon
 // are kept. Count it up when the images below change.
-const imagesVersion = 3
+const imagesVersion = 4
 
 // foreignPort is where the foreign layer of cpuguy83/buildkit-foreign is
 // served in every sandbox: its manifest has to name an address.
@@ -44,6 +44,20 @@ var epoch = time.Date(2024, time.March, 4, 5, 6, 7, 0, time.UTC)
 const scan = `cat <<EOF > $BUILDKIT_SCAN_DESTINATION/spdx.json
 {"_type": "https://in-toto.io/Statement/v1", "predicateType": "https://spdx.dev/Document", "predicate": {"name": "scan", "spdxVersion": "SPDX-2.3", "SPDXID": "SPDXRef-DOCUMENT"}}
 EOF
+`
+
+// adduser is what busybox-static leaves out.
+const adduser = `#!/bin/sh
+uid=1000
+while getopts DHu:h:s:G:g: o; do
+	case $o in u) uid=$OPTARG ;; h) home=$OPTARG ;; esac
+done
+shift $((OPTIND - 1))
+home=${home:-/home/$1}
+while grep -q "^[^:]*:[^:]*:$uid:" /etc/passwd; do uid=$((uid + 1)); done
+echo "$1:x:$uid:$uid::$home:/bin/sh" >> /etc/passwd
+echo "$1:x:$uid:" >> /etc/group
+mkdir -p "$home" && chown "$uid:$uid" "$home"
 `
 
 // mirror fills a directory with the images that the tests expect at
@@ -235,6 +249,13 @@ func (m mirror) userland(busybox string, alpine bool) (layer, error) {
 			}
 		}
 		b.symlink("usr/bin/env", "../../bin/env")
+	}
+	b.file("usr/sbin/adduser", 0o755, []byte(adduser))
+	if !alpine {
+		b.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nbin:x:2:2:bin:/bin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\nmail:x:8:8:mail:/var/spool/mail:/bin/false\nwww-data:x:33:33:www-data:/var/www:/bin/false\noperator:x:37:37:Operator:/var:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"))
+		b.file("etc/group", 0o644, []byte("root:x:0:\ndaemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\ndisk:x:6:\nmail:x:8:\nwheel:x:10:root\nwww-data:x:33:\noperator:x:37:\nusers:x:100:\nnobody:x:65534:\n"))
+		b.file("etc/shadow", 0o600, []byte("root:*::0:99999:7:::\ndaemon:*::0:99999:7:::\nnobody:*::0:99999:7:::\n"))
+		return m.layer(&b)
 	}
 	b.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nbin:x:1:1:bin:/bin:/sbin/nologin\ndaemon:x:2:2:daemon:/sbin:/sbin/nologin\nmail:x:8:12:mail:/var/mail:/sbin/nologin\nwww-data:x:33:33:www-data:/var/www:/bin/false\noperator:x:37:37:Operator:/var:/bin/false\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"))
 	b.file("etc/group", 0o644, []byte("root:x:0:root\nbin:x:1:root,bin,daemon\ndaemon:x:2:root,bin,daemon\nsys:x:3:root,bin\nadm:x:4:root,daemon\ntty:x:5:\ndisk:x:6:root\nwheel:x:10:root\nmail:x:12:mail\nwww-data:x:33:\noperator:x:37:\nusers:x:100:\nnogroup:x:65533:\nnobody:x:65534:\n"))

@@ -276,7 +276,7 @@ func (r *runner) kept(ctx context.Context, su suite, s side, names []testName, f
 		}
 	}
 	for k, v := range known.Outcomes {
-		if wanted[caseName(k)] {
+		if wanted[caseName(k)] || strings.HasPrefix(k, su.Name+": "+compatibility+"/exports/") && slices.ContainsFunc(names, func(tn testName) bool { return tn.top == compatibility }) {
 			res.Outcomes[k] = v
 		}
 	}
@@ -315,6 +315,10 @@ func diff(name string, stock, ours results, both bool) comparison {
 			continue
 		}
 		ou, ok := ours.Outcomes[key]
+		if ok && ou.Result == pass && ou.Digest != st.Digest {
+			c.Differences = append(c.Differences, failure{Test: key, Stock: st.Log, Ours: "other bytes", Log: ou.Log})
+			continue
+		}
 		if ok && ou.Result == pass {
 			if ou.Retried {
 				c.Retried = append(c.Retried, key)

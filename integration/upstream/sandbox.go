@@ -34,7 +34,7 @@ const sandboxArg = "_sandbox"
 // process and drops every mount: a failed test leaves nothing behind.
 type sandbox struct {
 	Work  string            // absolute; appears as inside
-	Binds map[string]string // path in the sandbox below inside: file or directory outside
+	Binds map[string]string // path in the sandbox, absolute or below inside: file or directory outside
 	Files map[string]string // path in the sandbox below /etc or /opt: content
 	Links map[string]string // path in the sandbox below /etc or /opt: target
 	Env   []string
@@ -146,7 +146,10 @@ func (s sandbox) enter() error {
 		if err != nil {
 			return err
 		}
-		held[filepath.Join(inside, dst)] = f
+		if !filepath.IsAbs(dst) {
+			dst = filepath.Join(inside, dst)
+		}
+		held[dst] = f
 	}
 	work, err := openPath(s.Work)
 	if err != nil {

@@ -58,7 +58,8 @@ type outcome struct {
 	Result  string  `json:"result"`
 	Seconds float64 `json:"seconds"`
 	Retried bool    `json:"retried,omitempty"` // the first try ended differently
-	Log     string  `json:"log,omitempty"`     // file; only for failures
+	Log     string  `json:"log,omitempty"`     // file: of a failure, or with what Digest is of
+	Digest  string  `json:"digest,omitempty"`  // of something that both sides should make alike
 }
 
 // results maps suite and test name, without the worker's name, to outcomes.
@@ -92,6 +93,7 @@ func (r *runner) env(s side, daemon bool) []string {
 		"BUILDKIT_RUN_NETWORK_INTEGRATION_TESTS=1",
 		"BUILDKIT_CNI_INIT_LOCK_PATH=/run/buildkit_cni_bridge.lock",
 		"FRONTEND_BUILTIN_ONLY=1",
+		"BUILDKIT_UPDATE_COMPAT_GOLDENS=1",                   // see exports
 		"REGISTRY_VALIDATION_MANIFESTS_URLS_ALLOW=['^http']", // of foreign layers; registry 2 needed no leave
 		fmt.Sprintf("GOMAXPROCS=%d", r.parallel),             // the tests admit that many at once
 	}
@@ -108,7 +110,7 @@ func (r *runner) sandbox(s side, daemon bool) (sandbox, string, error) {
 	if err != nil {
 		return sandbox{}, "", err
 	}
-	for _, sub := range []string{"tmp", "home", "bin"} {
+	for _, sub := range []string{"tmp", "home", "bin", "exports"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			return sandbox{}, dir, err
 		}
@@ -135,6 +137,7 @@ func (r *runner) sandbox(s side, daemon bool) (sandbox, string, error) {
 	}
 	if daemon {
 		sb.Binds["bin/buildkitd"] = s.Daemon
+		sb.Binds[filepath.Join(r.module["client"], "testdata", "compatibility")] = filepath.Join(dir, "exports")
 	}
 	return sb, dir, nil
 }
@@ -222,6 +225,11 @@ func (r *runner) run(ctx context.Context, su suite, s side, names []testName, re
 	for _, top := range tops {
 		for batch := range slices.Chunk(byTop[top], r.batch) {
 			start := time.Now()
+			if batch[0].top == compatibility {
+				if err := os.RemoveAll(r.exports(s)); err != nil {
+					return err
+				}
+			}
 			got, leaks, err := r.once(ctx, su, s, batch, r.parallel, r.limit)
 			if err != nil {
 				return err
@@ -255,6 +263,11 @@ func (r *runner) run(ctx context.Context, su suite, s side, names []testName, re
 					res.Outcomes[su.Name+": "+key] = o.outcome
 				}
 			}
+			if top == compatibility {
+				if err := r.addExports(su, s, res); err != nil {
+					return err
+				}
+			}
 			if len(leaks.Mounts)+len(leaks.Processes) > 0 {
 				res.Leaks = append(res.Leaks, leaks)
 			}
@@ -267,6 +280,34 @@ func (r *runner) run(ctx context.Context, su suite, s side, names []testName, re
 		}
 	}
 	return nil
+}
+
+// compatibility is the test that exports images in every way and compares
+// their manifests and configurations with files. These know the real busybox
+// by its digest, so here the test is told to write the files instead, and
+// what the sides wrote is compared.
+const compatibility = "TestCompatibilityIntegration"
+
+func (r *runner) exports(s side) string { return filepath.Join(r.work, "exports", s.Name) }
+
+// addExports adds an outcome for each file that the tests wrote.
+func (r *runner) addExports(su suite, s side, res *results) error {
+	root := r.exports(s)
+	return filepath.WalkDir(root, func(name string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		key, err := fileKey(name)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, name)
+		if err != nil {
+			return err
+		}
+		res.Outcomes[su.Name+": "+compatibility+"/exports/"+rel] = outcome{Result: pass, Digest: key, Log: name}
+		return nil
+	})
 }
 
 // event is a line of test2json.
@@ -378,6 +419,11 @@ func (r *runner) once(ctx context.Context, su suite, s side, batch []testName, p
 	}
 	if len(got) == 0 {
 		return nil, leftovers{}, fmt.Errorf("no test of %s ran on %s: %w", su.Package, s.Name, runErr)
+	}
+	if batch[0].top == compatibility {
+		if err := os.CopyFS(r.exports(s), os.DirFS(filepath.Join(dir, "exports"))); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, leftovers{}, fmt.Errorf("keep exported images: %w", err)
+		}
 	}
 	var leaks leftovers
 	if b, err := os.ReadFile(filepath.Join(dir, "leaks.json")); err == nil {

@@ -95,6 +95,8 @@ type Options struct {
 	// Wrap, if set, is a command that runs the daemon: it is given the binary
 	// and its arguments.
 	Wrap []string
+	// Files are handed to the daemon from descriptor 3 on.
+	Files []*os.File
 	// Ready, if set, replaces the wait for an answer on the first address.
 	Ready func(context.Context, *Daemon) error
 	// Timeout is how long to wait until the daemon answers; 0 means 30 s.
@@ -175,6 +177,7 @@ func Start(ctx context.Context, opt Options) (_ *Daemon, err error) {
 	argv := slices.Concat(opt.Wrap, []string{binary}, args, opt.Args)
 	d.cmd = exec.Command(argv[0], argv[1:]...) //nolint:noctx // it outlives ctx; Close ends it
 	d.cmd.Env = append(os.Environ(), opt.Env...)
+	d.cmd.ExtraFiles = opt.Files
 	d.cmd.Stdout, d.cmd.Stderr = &d.logs, &d.logs
 	// A group of its own: ^C at a terminal is for us, who then stop it in order.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -89,8 +89,8 @@ func newTokenServer(jwksFile, username, password string) (*tokenServer, error) {
 	return &tokenServer{username: username, password: password, signer: signer, issued: map[string]bool{}}, nil
 }
 
-// wrap serves /token and takes revoked tokens off the requests it passes on,
-// so that distribution answers them with its own challenge.
+// wrap serves /token and replaces revoked tokens by one that distribution
+// does not take either, so that the challenge says invalid_token as for an expired one.
 func (t *tokenServer) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/token" {
@@ -98,7 +98,7 @@ func (t *tokenServer) wrap(next http.Handler) http.Handler {
 			return
 		}
 		if raw, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && !t.good(raw) {
-			r.Header.Del("Authorization")
+			r.Header.Set("Authorization", "Bearer expired")
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -170,7 +171,11 @@ func Start(opt Options) (_ *Registry, err error) {
 		outer = opt.Front(outer)
 	}
 
-	r.server = &http.Server{Handler: outer, ReadHeaderTimeout: time.Minute}
+	r.server = &http.Server{
+		Handler:           outer,
+		ReadHeaderTimeout: time.Minute,
+		ErrorLog:          log.New(io.Discard, "", 0), // clients that don't trust us are part of the tests
+	}
 	if opt.CA != nil {
 		host, _, err := net.SplitHostPort(r.Host)
 		if err != nil {
