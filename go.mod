@@ -2,6 +2,9 @@ module github.com/buildkitd-lazy/buildkitd-lazy
 
 go 1.26.8
 
+// State of test runs: container root filesystems with Go sources in them.
+ignore ./bin
+
 require (
 	github.com/agext/levenshtein v1.2.3
 	github.com/containerd/containerd/api v1.12.0

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 duration=${1:-10s}
 found=
-for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | grep -v '^./integration/' | xargs -r -n1 dirname | sort -u); do
+for dir in $(git grep --untracked -l '^func Fuzz' -- '*_test.go' ':!integration' | xargs -r -n1 dirname | sed 's|^|./|' | sort -u); do
 	for target in $(grep -ho '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go | cut -d' ' -f2 | sort -u); do
 		found=1
 		echo "$dir $target"
