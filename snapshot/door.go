@@ -15,6 +15,7 @@ import (
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // door is stargz-snapshotter's file system, reading through package blob.
@@ -22,9 +23,12 @@ type door struct {
 	stargz.FileSystem
 	opt Options
 
+	abandoned sync.WaitGroup // mounts whose caller is gone
+
 	mu      sync.Mutex
 	readers map[digest.Digest]*reader
 	mounted map[string]digest.Digest // by mount point
+	failed  map[digest.Digest]error  // the last read that was given up, while a layer is being mounted
 }
 
 func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
@@ -32,6 +36,15 @@ func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*d
 		opt:     opt,
 		readers: map[digest.Digest]*reader{},
 		mounted: map[string]digest.Digest{},
+		failed:  map[digest.Digest]error{},
+	}
+	d.opt.Blob.Failed = func(dgst digest.Digest, err error) {
+		d.mu.Lock()
+		d.failed[dgst] = err
+		d.mu.Unlock()
+		if opt.Blob.Failed != nil {
+			opt.Blob.Failed(dgst, err)
+		}
 	}
 	fs, err := stargzfs.NewFilesystem(root, opt.Stargz,
 		stargzfs.WithGetSources(d.sources),
@@ -77,12 +90,45 @@ func (d *door) mount(ctx context.Context, mountpoint string, labels map[string]s
 			fmt.Errorf("no table of contents within %s", d.opt.MountTimeout))
 		defer cancel()
 	}
-	if err := d.FileSystem.Mount(ctx, mountpoint, labels); err != nil {
-		return explain(ctx, src.digest, err)
-	}
+	d.mu.Lock()
+	delete(d.failed, src.digest)
+	d.mu.Unlock()
+	err = d.mountUntil(ctx, mountpoint, labels)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err != nil {
+		return explain(ctx, src.digest, err, d.failed[src.digest])
+	}
 	d.mounted[mountpoint] = src.digest
+	return nil
+}
+
+// mountUntil is the file system's Mount, which itself goes on for 30 s whatever
+// becomes of its context.
+func (d *door) mountUntil(ctx context.Context, mountpoint string, labels map[string]string) error {
+	done := make(chan error, 1)
+	d.abandoned.Add(1)
+	go func() { done <- d.FileSystem.Mount(ctx, mountpoint, labels) }()
+	select {
+	case err := <-done:
+		d.abandoned.Done()
+		return err
+	case <-ctx.Done():
+		go func() {
+			defer d.abandoned.Done()
+			if <-done == nil {
+				_ = d.unmount(context.WithoutCancel(ctx), mountpoint)
+			}
+		}()
+		return context.Cause(ctx)
+	}
+}
+
+// unmount is the file system's Unmount, which gives up on files in use.
+func (d *door) unmount(ctx context.Context, mountpoint string) error {
+	if err := d.FileSystem.Unmount(ctx, mountpoint); err != nil {
+		return unix.Unmount(mountpoint, unix.MNT_DETACH)
+	}
 	return nil
 }
 
@@ -97,9 +143,17 @@ func (d *door) Check(ctx context.Context, mountpoint string, labels map[string]s
 
 // Unmount implements stargz.FileSystem.
 func (d *door) Unmount(ctx context.Context, mountpoint string) error {
-	err := d.FileSystem.Unmount(ctx, mountpoint)
 	d.mu.Lock()
 	dgst, ok := d.mounted[mountpoint]
+	d.mu.Unlock()
+	if !ok {
+		// A directory of unpacked files, or what a failed mount has left.
+		_ = d.FileSystem.Unmount(ctx, mountpoint)
+		return nil
+	}
+	err := d.unmount(ctx, mountpoint)
+	d.mu.Lock()
+	_, ok = d.mounted[mountpoint]
 	delete(d.mounted, mountpoint)
 	last := ok
 	for _, other := range d.mounted {
@@ -109,6 +163,7 @@ func (d *door) Unmount(ctx context.Context, mountpoint string) error {
 	if last {
 		r = d.readers[dgst]
 		delete(d.readers, dgst)
+		delete(d.failed, dgst)
 	}
 	d.mu.Unlock()
 	if r != nil {
@@ -120,7 +175,8 @@ func (d *door) Unmount(ctx context.Context, mountpoint string) error {
 	return err
 }
 
-// Close ends the reads of all layers, mounted or not.
+// Close ends the reads of all layers, mounted or not, and waits for mounts that
+// were given up.
 func (d *door) Close() error {
 	d.mu.Lock()
 	readers := d.readers
@@ -130,6 +186,7 @@ func (d *door) Close() error {
 	for _, r := range readers {
 		errs = append(errs, r.Close())
 	}
+	d.abandoned.Wait()
 	return errors.Join(errs...)
 }
 

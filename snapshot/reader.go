@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -47,6 +48,7 @@ func (r *reader) open(ctx context.Context) (*fetcher, int64, error) {
 		return nil, 0, err
 	}
 	f := &fetcher{Readahead: fill.New(b, size, fill.Options{}), digest: r.digest}
+	f.lifetime, f.end = context.WithCancelCause(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fetchers = append(r.fetchers, f)
@@ -69,10 +71,45 @@ func (r *reader) Close() error {
 // fetcher is what the file system reads a blob by.
 type fetcher struct {
 	*fill.Readahead
-	digest digest.Digest
+	digest   digest.Digest
+	lifetime context.Context //nolint:containedctx // of reads that the file system bounds by minutes
+	end      context.CancelCauseFunc
 }
 
 var _ remote.Fetcher = (*fetcher)(nil)
+
+var errUnmounted = errors.New("layer is being unmounted")
+
+// Fetch implements remote.Fetcher.
+func (f *fetcher) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(f.lifetime, func() { cancel(context.Cause(f.lifetime)) })
+	body, err := f.Readahead.Fetch(ctx, off, n)
+	if err != nil {
+		stop()
+		cancel(err)
+		return nil, err
+	}
+	return &bounded{body, func() { stop(); cancel(context.Canceled) }}, nil
+}
+
+// Close ends the fetcher's reads and waits for those ahead.
+func (f *fetcher) Close() error {
+	f.end(errUnmounted)
+	return f.Readahead.Close()
+}
+
+// bounded is a body whose context ends with it.
+type bounded struct {
+	io.ReadCloser
+	end func()
+}
+
+// Close implements io.Closer.
+func (b *bounded) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
+}
 
 // Check implements remote.Fetcher. Whether the registry answers shows when a byte
 // is missing, and then it is retried: only a fetcher that has ended is of no use.

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	cerrdefs "github.com/containerd/errdefs"
 	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/moby/sys/mountinfo"
@@ -24,7 +26,8 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door *door
+	door  *door
+	close func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
@@ -52,7 +55,9 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter in %s: %w", root, err)
 	}
-	return &Snapshotter{Snapshotter: s, door: d}, nil
+	return &Snapshotter{Snapshotter: s, door: d, close: sync.OnceValue(func() error {
+		return errors.Join(s.Close(), d.Close())
+	})}, nil
 }
 
 // Prepare implements snapshots.Snapshotter. With the label LabelTarget it either
@@ -65,8 +70,13 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 			return nil, err
 		}
 	}
-	if _, ok := info.Labels[LabelTarget]; !ok {
+	target, ok := info.Labels[LabelTarget]
+	if !ok {
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+	}
+	if _, err := s.Stat(ctx, target); err == nil {
+		// Mounted once more it would stay below key, which nobody would remove.
+		return nil, fmt.Errorf("target snapshot %q: %w", target, cerrdefs.ErrAlreadyExists)
 	}
 	var failure error
 	_, err := s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
@@ -93,15 +103,17 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 }
 
 // Close unmounts all layers.
-func (s *Snapshotter) Close() error {
-	return errors.Join(s.Snapshotter.Close(), s.door.Close())
-}
+func (s *Snapshotter) Close() error { return s.close() }
 
 // unmountBelow unmounts, innermost first, every mount below root.
 func unmountBelow(root string) error {
 	abs, err := filepath.Abs(root)
 	if err != nil {
 		return err
+	}
+	// Mounts are listed by their real paths.
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(abs))
 	if err != nil {
@@ -111,7 +123,8 @@ func unmountBelow(root string) error {
 		if m.Mountpoint == abs {
 			continue // the state directory's own file system
 		}
-		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+		// EINVAL: it went with the mount that it was in.
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("unmount %s, left by an earlier process: %w", m.Mountpoint, err)
 		}
 	}

@@ -1,0 +1,300 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// TestConformance is containerd's own suite. It is told that this is overlayfs,
+// which can't rename directories of lower layers: without the mount option
+// redirect_dir the kernel answers EXDEV. All else is checked.
+func TestConformance(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		s, err := New(root, Options{})
+		if err != nil {
+			return nil, nil, err
+		}
+		return s, s.Close, nil
+	})
+}
+
+func TestMount(t *testing.T) {
+	small, big := []byte("hello\n"), random(4<<20)
+	l := layerOf(t, map[string][]byte{"small": small, "dir/big": big, "empty": nil})
+	reg := newRegistry(t, nil, l)
+	var fetched atomic.Int64
+	var unmounted []digest.Digest
+	opt := reg.options()
+	opt.Blob.Fetched = func(_ digest.Digest, n int64, _ time.Duration) { fetched.Add(n) }
+	opt.Unmounted = func(d digest.Digest) { unmounted = append(unmounted, d) }
+	s, root := newSnapshotter(t, opt)
+
+	prepare := func() error {
+		_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l)))
+		return err
+	}
+	if err := prepare(); !cerrdefs.IsAlreadyExists(err) {
+		t.Fatalf("Prepare: %v", err)
+	}
+	if info, err := s.Stat(t.Context(), "base"); err != nil || info.Kind != snapshots.KindCommitted {
+		t.Fatalf("base is %+v, %v", info, err)
+	}
+	// Once more is not mounted once more.
+	if err := prepare(); !cerrdefs.IsAlreadyExists(err) {
+		t.Fatalf("Prepare of what is there: %v", err)
+	}
+	if n, m := names(t, s), mountsBelow(t, root); !slices.Equal(n, []string{"base"}) || len(m) != 1 {
+		t.Fatalf("snapshots %q, mounts %q", n, m)
+	}
+
+	// A container on top of it.
+	mounts, err := s.Prepare(t.Context(), "rw", "base")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.WithTempMount(t.Context(), mounts, func(dir string) error {
+		got, err := os.ReadFile(filepath.Join(dir, "small"))
+		if err != nil || !bytes.Equal(got, small) {
+			t.Errorf("small: %q, %v", got, err)
+		}
+		fi, err := os.Stat(filepath.Join(dir, "small"))
+		if err != nil {
+			return err
+		}
+		if st := fi.Sys().(*syscall.Stat_t); st.Uid != 7 || st.Gid != 8 || fi.Mode() != 0o640 || !fi.ModTime().Equal(time.Unix(1e9, 0)) {
+			t.Errorf("small is %v of %d:%d, modified %s", fi.Mode(), st.Uid, st.Gid, fi.ModTime())
+		}
+		if n := fetched.Load(); n == 0 || n >= int64(len(l.blob))/2 {
+			t.Errorf("%d of %d bytes fetched for a file of %d", n, len(l.blob), len(small))
+		}
+		if got, err = os.ReadFile(filepath.Join(dir, "dir/big")); err != nil || !bytes.Equal(got, big) {
+			t.Errorf("big: %d bytes, %v", len(got), err)
+		}
+		return os.WriteFile(filepath.Join(dir, "dir/new"), []byte("x"), 0o600)
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	for _, key := range []string{"rw", "base"} {
+		if err := s.Remove(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if m := mountsBelow(t, root); len(m) != 0 || !slices.Equal(unmounted, []digest.Digest{l.digest}) {
+		t.Errorf("after Cleanup: mounts %q, told of %q", m, unmounted)
+	}
+}
+
+// Bytes which aren't what the table of contents says never reach a reader.
+func TestCorruptChunkIsAnError(t *testing.T) {
+	l := layerOf(t, map[string][]byte{"file": random(1 << 20)})
+	reg := newRegistry(t, nil, l)
+	bad := bytes.Clone(l.blob)
+	for i := 2000; i < 3000; i++ {
+		bad[i] ^= 0xff
+	}
+	reg.blobs[l.digest.String()] = bad
+	s, root := newSnapshotter(t, reg.options())
+	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
+		t.Fatalf("Prepare: %v", err)
+	}
+	if got, err := os.ReadFile(filepath.Join(mountsBelow(t, root)[0], "file")); !errors.Is(err, unix.EIO) {
+		t.Errorf("read %d bytes, %v; want EIO", len(got), err)
+	}
+}
+
+// Close unmounts also what somebody still has open.
+func TestCloseWithOpenFile(t *testing.T) {
+	l := layerOf(t, map[string][]byte{"file": random(1000)})
+	reg := newRegistry(t, nil, l)
+	s, root := newSnapshotter(t, reg.options())
+	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
+		t.Fatalf("Prepare: %v", err)
+	}
+	f, err := os.Open(filepath.Join(mountsBelow(t, root)[0], "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := s.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if m := mountsBelow(t, root); len(m) != 0 {
+		t.Errorf("mounts left: %q", m)
+	}
+}
+
+func TestNewUnmountsWhatWasLeft(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	parent := t.TempDir()
+	root, link := filepath.Join(parent, "state"), filepath.Join(parent, "link")
+	if err := os.Symlink(root, link); err != nil {
+		t.Fatal(err)
+	}
+	sibling := filepath.Join(parent, "state2")
+	for _, dir := range []string{root + "/snapshotter/snapshots/1/fs", sibling} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	}
+	inner := root + "/snapshotter/snapshots/1/fs/inner"
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", inner, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(link, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if m := mountsBelow(t, parent); !slices.Equal(m, []string{sibling}) {
+		t.Errorf("mounts %q, want only %q, which is none of ours", m, sibling)
+	}
+}
+
+// What can't be mounted leaves nothing behind, and says why in words for users.
+func TestMountError(t *testing.T) {
+	l := layerOf(t, map[string][]byte{"file": random(100_000)})
+	garbage := layer{blob: random(1000), digest: digest.FromBytes(random(1000)), toc: l.toc}
+	whole := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(l.blob) }
+	gone := func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusNotFound) }
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		layer  layer
+		reason string
+	}{
+		"registry without ranges": {whole, l, "the registry answered 200 to a range request"},
+		"blob is gone":            {gone, l, "404 Not Found"},
+		"no table of contents":    {nil, garbage, "its table of contents can't be read: "},
+		"unknown size":            {whole, layer{digest: l.digest, toc: l.toc}, "the registry answered 200 to a range request"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := newRegistry(t, c.answer, c.layer)
+			s, root := newSnapshotter(t, reg.options())
+			_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", c.layer)))
+			failed, ok := errors.AsType[*MountError](err)
+			if !ok || failed.Layer != c.layer.digest {
+				t.Fatalf("Prepare: %v, want a MountError", err)
+			}
+			if r := failed.Reason(); !strings.Contains(r, c.reason) || strings.ContainsAny(r, "\n") || strings.Contains(r, "failed to resolve") {
+				t.Errorf("reason %q, want %q", r, c.reason)
+			}
+			if n, m := names(t, s), mountsBelow(t, root); len(n) != 0 || len(m) != 0 {
+				t.Errorf("snapshots %q, mounts %q", n, m)
+			}
+			// The place is free for whoever unpacks the layer.
+			if _, err := s.Prepare(t.Context(), "key", ""); err != nil {
+				t.Errorf("Prepare to unpack: %v", err)
+			}
+		})
+	}
+}
+
+// TestMismatch has stargz-snapshotter refuse a table of contents, so that a new
+// version which words that otherwise fails here.
+func TestMismatch(t *testing.T) {
+	l := layerOf(t, map[string][]byte{"file": []byte("x")})
+	reg := newRegistry(t, nil, l)
+	s, _ := newSnapshotter(t, reg.options())
+	labels := reg.labels("base", l)
+	other := digest.FromString("another table of contents")
+	labels[estargz.TOCJSONDigestAnnotation] = other.String()
+	_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(labels))
+	m, ok := errors.AsType[*MismatchError](err)
+	if !ok || m.Layer != l.digest || m.Want != other || m.Got != l.toc {
+		t.Fatalf("Prepare: %v; want a MismatchError with %s and %s", err, other, l.toc)
+	}
+	if _, ok := errors.AsType[*MountError](err); ok {
+		t.Error("a MismatchError that allows to pull")
+	}
+	for _, d := range []digest.Digest{l.digest, other, l.toc} {
+		if !strings.Contains(err.Error(), d.String()) {
+			t.Errorf("%q doesn't name %s", err, d)
+		}
+	}
+	if n := names(t, s); len(n) != 0 {
+		t.Errorf("snapshots left: %q", n)
+	}
+}
+
+// A registry that says nothing holds up neither the build nor the daemon's end.
+func TestSilentRegistry(t *testing.T) {
+	l := layerOf(t, map[string][]byte{"file": []byte("x")})
+	stop := errors.New("build cancelled")
+	for name, c := range map[string]struct {
+		timeout, cancel time.Duration
+		says            string
+	}{
+		"timeout":   {300 * time.Millisecond, time.Hour, "no table of contents within 300ms"},
+		"cancelled": {0, 300 * time.Millisecond, stop.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := newRegistry(t, func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }, l)
+			opt := reg.options()
+			opt.MountTimeout = c.timeout
+			s, _ := newSnapshotter(t, opt)
+			cctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			time.AfterFunc(c.cancel, func() { cancel(stop) })
+			start := time.Now()
+			_, err := s.Prepare(cctx, "key", "", snapshots.WithLabels(reg.labels("base", l)))
+			if _, ok := errors.AsType[*MountError](err); !ok || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("Prepare: %v, want %q", err, c.says)
+			}
+			if n := names(t, s); len(n) != 0 {
+				t.Errorf("snapshots left: %q", n)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if d := time.Since(start); d > 5*time.Second {
+				t.Errorf("took %s", d)
+			}
+		})
+	}
+}
+
+func TestSupported(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	root := t.TempDir()
+	if err := Supported(root); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
+		t.Errorf("left in %s: %v, %v", root, left, err)
+	}
+}
