@@ -160,10 +160,12 @@ func (r *Reporter) Opened(d digest.Digest, format string) {
 	l.mode, l.format, l.reason = Lazy, format, ""
 }
 
-// Pulled notes that the layer is pulled as a whole, and why.
+// Pulled notes that the layer is pulled as a whole, and why. Reads of it that
+// failed have harmed nobody.
 func (r *Reporter) Pulled(d digest.Digest, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.failed = slices.DeleteFunc(r.failed, func(f failure) bool { return f.digest == d })
 	l := r.layer(d)
 	l.mode, l.format, l.reason = Eager, "", reason
 }

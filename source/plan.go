@@ -51,6 +51,7 @@ type layer struct {
 	mu     sync.Mutex
 	reason string // why it is pulled; "" while it can be lazy
 	err    error  // why it must not be used
+	told   bool   // whether the user knows the reason
 }
 
 func newPlan(ref string, dgst digest.Digest, layers []ocispecs.Descriptor, handlers map[digest.Digest]*cache.DescHandler, eager string) *plan {
@@ -148,6 +149,15 @@ func (l *layer) refuse(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reason, l.err = "refused", err
+}
+
+// tell reports whether it is for the caller to tell the user the reason.
+func (l *layer) tell() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	told := l.told
+	l.told = true
+	return !told
 }
 
 func (l *layer) refused() error {

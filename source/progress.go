@@ -23,7 +23,7 @@ func (p *plan) status(ctx context.Context, id string) (done func(error)) {
 	}
 }
 
-// explain tells user and report why the layer is pulled.
+// explain tells user and report, once each, why the layer is pulled.
 func (s *Snapshotter) explain(ctx context.Context, p *plan, i int) (done func(error)) {
 	l := &p.layers[i]
 	reason := l.eager()
@@ -31,6 +31,9 @@ func (s *Snapshotter) explain(ctx context.Context, p *plan, i int) (done func(er
 		reason = err.Error()
 	}
 	s.opt.Reporter.Pulled(l.desc.Digest, reason)
+	if !l.tell() {
+		return func(error) {}
+	}
 	return p.status(ctx, fmt.Sprintf("pulling layer %s : %s", l.desc.Digest, reason))
 }
 

@@ -102,6 +102,9 @@ func (s *Snapshotter) mount(ctx context.Context, p *plan, i int, key, parent str
 		s.opt.Reporter.Opened(l.desc.Digest, formatEStargz)
 		return err
 	}
+	if context.Cause(ctx) != nil {
+		return err // says nothing about the layer
+	}
 	var mismatch *snapshot.MismatchError
 	var failed *snapshot.MountError
 	switch {

@@ -1,0 +1,136 @@
+package source
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	ctdlabels "github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/moby/buildkit/cache"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+var toc = digest.FromString("table of contents")
+
+// lazy and eager are layers with and without a table of contents.
+func lazy(name string) ocispecs.Descriptor {
+	d := eager(name)
+	d.Annotations = map[string]string{tocAnnotation: toc.String()}
+	return d
+}
+
+func eager(name string) ocispecs.Descriptor {
+	return ocispecs.Descriptor{Digest: digest.FromString(name), Size: int64(len(name)) * 1000}
+}
+
+func planOf(layers ...ocispecs.Descriptor) *plan {
+	return newPlan("registry.test/image:v1", digest.FromString("manifest"), layers, map[digest.Digest]*cache.DescHandler{}, "")
+}
+
+func TestReasons(t *testing.T) {
+	broken := eager("x")
+	broken.Annotations = map[string]string{tocAnnotation: "sha256:beef"}
+	for name, c := range map[string]struct {
+		layer ocispecs.Descriptor
+		eager string // of the source
+		want  string
+	}{
+		"lazy":                   {lazy("a"), "", ""},
+		"no table of contents":   {eager("a"), "", "no table of contents"},
+		"annotation is nonsense": {broken, "", `its TOC digest annotation "sha256:beef" is no digest`},
+		"OCI layout":             {lazy("a"), reasonLayout, "its OCI layout is read through the client"},
+	} {
+		p := newPlan("registry.test/image:v1", digest.FromString("manifest"), []ocispecs.Descriptor{c.layer}, nil, c.eager)
+		if got := p.layers[0].eager(); got != c.want {
+			t.Errorf("%s: reason %q, want %q", name, got, c.want)
+		}
+		if _, ok := p.labels(0)[tocAnnotation]; ok != (c.want == "") {
+			t.Errorf("%s: labels %v", name, p.labels(0))
+		}
+	}
+}
+
+func TestLabels(t *testing.T) {
+	p := planOf(eager("a"), lazy("bb"), eager("ccc"), lazy("dddd"), lazy("bb"))
+	b, d := digest.FromString("bb").String(), digest.FromString("dddd").String()
+	for i, want := range []struct{ layers, sizes string }{
+		{"", ""}, {b + "," + d, "2000,4000"}, {"", ""}, {d + "," + b, "4000,2000"}, {b, "2000"},
+	} {
+		l := p.labels(i)
+		if l[labelPlan] != p.id || l[snapshot.LabelRef] != "registry.test/image:v1" || l[snapshot.LabelDigest] != p.layers[i].desc.Digest.String() {
+			t.Errorf("layer %d: labels %v", i, l)
+		}
+		if l[snapshot.LabelLayers] != want.layers || l[snapshot.LabelSizes] != want.sizes {
+			t.Errorf("layer %d: layers %q, sizes %q; want %+v", i, l[snapshot.LabelLayers], l[snapshot.LabelSizes], want)
+		}
+	}
+	// What turned out not to be lazy is no longer hinted at.
+	p.layers[3].pullBecause("it broke")
+	if got := p.labels(1)[snapshot.LabelLayers]; got != b {
+		t.Errorf("layers %q", got)
+	}
+}
+
+// However many layers there are, containerd takes the labels, and the same number
+// of digests and sizes is in them.
+func TestLabelsOfManyLayers(t *testing.T) {
+	var layers []ocispecs.Descriptor
+	for i := range 200 {
+		layers = append(layers, lazy(fmt.Sprint("layer ", i)))
+	}
+	p := planOf(layers...)
+	for i := range layers {
+		l := p.labels(i)
+		for k, v := range l {
+			if err := ctdlabels.Validate(k+"."+strings.Repeat("x", 25), v); err != nil {
+				t.Errorf("layer %d: %v", i, err)
+			}
+		}
+		digests, sizes := strings.Split(l[snapshot.LabelLayers], ","), strings.Split(l[snapshot.LabelSizes], ",")
+		if len(digests) != len(sizes) || digests[0] != layers[i].Digest.String() {
+			t.Errorf("layer %d: %d digests, %d sizes, first %s", i, len(digests), len(sizes), digests[0])
+		}
+		if n := min(200-i, 40); len(digests) < n {
+			t.Errorf("layer %d: only %d hints", i, len(digests))
+		}
+	}
+}
+
+func TestFindAndLazyAbove(t *testing.T) {
+	p := planOf(eager("a"), lazy("b"), eager("c"), lazy("d"), eager("e"))
+	var above []bool
+	for i := range p.layers {
+		above = append(above, p.lazyAbove(i))
+		if got := p.find(p.layers[i].desc.Digest.String()); got != i {
+			t.Errorf("layer %d is found at %d", i, got)
+		}
+	}
+	if !slices.Equal(above, []bool{true, true, true, false, false}) {
+		t.Errorf("lazyAbove: %v", above)
+	}
+	if got := p.find(digest.FromString("z").String()); got != -1 {
+		t.Errorf("a stranger is found at %d", got)
+	}
+}
+
+func TestPlansForgetTheOldest(t *testing.T) {
+	var ps plans
+	var ids []string
+	for range keepPlans + 3 {
+		p := planOf()
+		ps.add(p)
+		ids = append(ids, p.id)
+	}
+	for i, id := range ids {
+		if known := ps.get(id) != nil; known != (i >= 3) {
+			t.Errorf("plan %d of %d known: %t", i, len(ids), known)
+		}
+	}
+	if len(ps.byID) != keepPlans || ps.get("") != nil {
+		t.Errorf("%d plans are kept", len(ps.byID))
+	}
+}
