@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -51,6 +52,9 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 		name = "auto"
 	}
 	if addr := oci.ProxySnapshotterPath; addr != "" {
+		if opt.Lazy.Mount == config.MountFUSE {
+			return runc.SnapshotterFactory{}, Door{}, errors.New("lazy mounts by FUSE are asked for, and a proxy snapshotter, which mounts by itself: leave one of them out")
+		}
 		f, err := proxySnapshotter(name, addr)
 		return f, Door{Name: name, Reason: "a proxy snapshotter is configured"}, err
 	}
@@ -61,6 +65,8 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	switch {
 	case opt.Lazy.Mount == config.MountOff:
 		reason = `lazy mounts are "off" in the configuration`
+	case name != "auto" && name != snapshot.Name && opt.Lazy.Mount == config.MountFUSE:
+		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by FUSE are asked for, and the snapshotter %q, which has none: leave one of them out", name)
 	case name != "auto" && name != snapshot.Name:
 		reason = fmt.Sprintf("the snapshotter %q is configured", name)
 	default:

@@ -1,0 +1,287 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/platforms"
+	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
+	bkexecutor "github.com/moby/buildkit/executor"
+	resourcestypes "github.com/moby/buildkit/executor/resources/types"
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/config"
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+)
+
+func says(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", parts)
+	}
+	for _, p := range parts {
+		if !strings.Contains(err.Error(), p) {
+			t.Errorf("%q does not say %q", err, p)
+		}
+	}
+}
+
+func TestGCPolicy(t *testing.T) {
+	root := t.TempDir()
+	off, on := false, true
+	if p := gcPolicy(bkconfig.GCConfig{GC: &off, GCPolicy: []bkconfig.GCPolicy{{All: true}}}, root); p != nil {
+		t.Errorf("collection is off: %+v", p)
+	}
+	// BuildKit's default: what is easily made again first, internal data last.
+	def := gcPolicy(bkconfig.GCConfig{GC: &on}, root)
+	if len(def) != 4 || len(def[0].Filter) == 0 || def[0].KeepDuration != 48*time.Hour || !def[3].All || def[3].MaxUsedSpace <= 0 {
+		t.Errorf("default: %+v", def)
+	}
+	var capped bkconfig.GCConfig
+	capped.GCMaxUsedSpace = bkconfig.DiskSpace{Bytes: 5e9}
+	if p := gcPolicy(capped, root); p[3].MaxUsedSpace != 5e9 || p[1].MaxUsedSpace != 5e9 {
+		t.Errorf("with a limit: %+v", p)
+	}
+	got := gcPolicy(bkconfig.GCConfig{GCPolicy: []bkconfig.GCPolicy{
+		{Filters: []string{"type==regular"}, KeepDuration: bkconfig.Duration{Duration: time.Hour}, KeepBytes: bkconfig.DiskSpace{Bytes: 11}},
+		{All: true, KeepBytes: bkconfig.DiskSpace{Bytes: 11}, ReservedSpace: bkconfig.DiskSpace{Bytes: 22}, MaxUsedSpace: bkconfig.DiskSpace{Bytes: 33}, MinFreeSpace: bkconfig.DiskSpace{Percentage: 10}},
+	}}, root)
+	if len(got) != 2 || got[0].ReservedSpace != 11 || !slices.Equal(got[0].Filter, []string{"type==regular"}) || got[0].KeepDuration != time.Hour || got[0].All {
+		t.Errorf("rule with the old key: %+v", got)
+	}
+	if got[1].ReservedSpace != 22 || got[1].MaxUsedSpace != 33 || got[1].MinFreeSpace < 1e9 || !got[1].All {
+		t.Errorf("rule with the new keys: %+v", got)
+	}
+}
+
+func TestParsePlatforms(t *testing.T) {
+	ps, err := parsePlatforms([]string{"linux/amd64", "linux/aarch64", "linux/arm/v7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, p := range ps {
+		names = append(names, platforms.Format(p))
+	}
+	if want := []string{"linux/amd64", "linux/arm64", "linux/arm/v7"}; !slices.Equal(names, want) {
+		t.Errorf("platforms %q, want %q", names, want)
+	}
+	_, err = parsePlatforms([]string{"linux/amd64", "not//a platform"})
+	says(t, err, `"not//a platform"`)
+}
+
+func TestIdentityMapping(t *testing.T) {
+	if m, err := identityMapping(""); m != nil || err != nil {
+		t.Errorf("no user: %v, %v", m, err)
+	}
+	_, err := identityMapping("nobody-of-that-name")
+	says(t, err, "user remap", "nobody-of-that-name")
+}
+
+func TestCheckRuntime(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("PATH", dir)
+	if err := checkRuntime(""); !errors.Is(err, ErrNoRuntime) {
+		t.Errorf("nothing installed: %v", err)
+	}
+	says(t, checkRuntime(""), "apt-get install runc", "--oci-worker-binary")
+	says(t, checkRuntime("crun"), "OCI runtime crun", "not found")
+	for _, name := range []string{"runc", "buildkit-runc", "crun"} {
+		bin := filepath.Join(dir, name)
+		if err := os.WriteFile(bin, []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkRuntime(""); (err == nil) != (name != "crun") {
+			t.Errorf("with %s: %v", name, err)
+		}
+		if err := checkRuntime(bin); err != nil {
+			t.Errorf("by path: %v", err)
+		}
+		if err := checkRuntime(name); err != nil {
+			t.Errorf("by name: %v", err)
+		}
+		if err := os.Remove(bin); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What [worker.oci.stargzSnapshotter] says wins over [lazy], which wins over our
+// defaults.
+func TestStargzConfig(t *testing.T) {
+	of := func(lazy config.Lazy, stargz map[string]any) Options {
+		cfg := &bkconfig.Config{}
+		cfg.Workers.OCI.StargzSnapshotterConfig = stargz
+		return Options{Config: cfg, Lazy: lazy}
+	}
+	cfg, err := stargzConfig(of(config.Default(), nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.NoPrefetch || !cfg.NoBackgroundFetch || cfg.ChunkSize != defaultChunkSize || cfg.FetchTimeoutSec != 0 || cfg.DisableVerification || cfg.AllowNoVerification {
+		t.Errorf("default: %+v", cfg)
+	}
+	lazy := config.Lazy{Prefetch: true, BackgroundFetch: true, ChunkSize: 8192, FetchTimeout: 90 * time.Second}
+	if cfg, err = stargzConfig(of(lazy, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.NoPrefetch || cfg.NoBackgroundFetch || cfg.ChunkSize != 8192 || cfg.FetchTimeoutSec <= 90 {
+		t.Errorf("[lazy]: %+v", cfg)
+	}
+	raw := map[string]any{
+		"noprefetch": true, "no_background_fetch": true, "max_concurrency": int64(7),
+		"blob": map[string]any{"chunk_size": int64(50000), "fetching_timeout_sec": int64(9)},
+	}
+	if cfg, err = stargzConfig(of(lazy, maps.Clone(raw))); err != nil {
+		t.Fatal(err)
+	}
+	if !cfg.NoPrefetch || !cfg.NoBackgroundFetch || cfg.MaxConcurrency != 7 || cfg.ChunkSize != 50000 || cfg.FetchTimeoutSec != 9 {
+		t.Errorf("[worker.oci.stargzSnapshotter]: %+v", cfg)
+	}
+	// One key of a table leaves the others alone.
+	if cfg, err = stargzConfig(of(lazy, map[string]any{"blob": map[string]any{"max_retries": int64(3)}})); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.ChunkSize != 8192 || cfg.MaxRetries != 3 || cfg.NoPrefetch {
+		t.Errorf("one key: %+v", cfg)
+	}
+	_, err = stargzConfig(of(lazy, map[string]any{"noprefetch": "perhaps"}))
+	says(t, err, "[worker.oci.stargzSnapshotter]")
+}
+
+// TestDoor needs root and /dev/fuse for the lazy ones.
+func TestDoor(t *testing.T) {
+	for name, c := range map[string]struct {
+		mount, snapshotter, proxy string
+		lazy                      bool
+		name, reason, err         string
+	}{
+		"auto":                   {mount: "auto", snapshotter: "auto", lazy: true, name: "fuse", reason: "FUSE"},
+		"zero value":             {lazy: true, name: "fuse", reason: "FUSE"},
+		"stargz":                 {mount: "auto", snapshotter: "stargz", lazy: true, name: "fuse", reason: "FUSE"},
+		"fuse":                   {mount: "fuse", lazy: true, name: "fuse", reason: "FUSE"},
+		"off":                    {mount: "off", name: "overlayfs", reason: `"off" in the configuration`},
+		"off with stargz":        {mount: "off", snapshotter: "stargz", name: "overlayfs", reason: `"off" in the configuration`},
+		"other snapshotter":      {mount: "auto", snapshotter: "native", name: "native", reason: `"native" is configured`},
+		"overlayfs":              {mount: "auto", snapshotter: "overlayfs", name: "overlayfs", reason: `"overlayfs" is configured`},
+		"off and other":          {mount: "off", snapshotter: "native", name: "native", reason: `"off"`},
+		"fuse and other":         {mount: "fuse", snapshotter: "native", err: `the snapshotter "native"`},
+		"unknown snapshotter":    {mount: "auto", snapshotter: "zfs", err: `unknown snapshotter "zfs"`},
+		"proxy without a socket": {mount: "auto", snapshotter: "x", proxy: "/nowhere/sock", err: "proxy snapshotter"},
+		"proxy":                  {mount: "auto", snapshotter: "x", proxy: "sock", name: "x", reason: "proxy snapshotter is configured"},
+		"fuse and proxy":         {mount: "fuse", snapshotter: "x", proxy: "sock", err: "leave one of them out"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "state")
+			opt := Options{Config: &bkconfig.Config{Root: root}, Lazy: config.Lazy{Mount: c.mount}}
+			opt.Config.Workers.OCI.Snapshotter = c.snapshotter
+			if c.proxy == "sock" {
+				c.proxy = filepath.Join(t.TempDir(), "sock")
+				if err := os.WriteFile(c.proxy, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			opt.Config.Workers.OCI.ProxySnapshotterPath = c.proxy
+			f, door, err := snapshotterFactory(opt, nil, &report.Reporter{})
+			if c.err != "" {
+				says(t, err, c.err)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if door.Lazy != c.lazy || door.Name != c.name || !strings.Contains(door.Reason, c.reason) {
+				t.Errorf("door %+v", door)
+			}
+			// BuildKit keys its lazy paths on this name.
+			if (f.Name == "stargz") != c.lazy || f.New == nil {
+				t.Errorf("factory %+v", f)
+			}
+			if left, _ := os.ReadDir(root); len(left) != 0 {
+				t.Errorf("left in the state directory: %v", left)
+			}
+		})
+	}
+}
+
+func TestStateDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := snapshotterFactory(Options{Config: &bkconfig.Config{Root: filepath.Join(file, "state")}}, nil, &report.Reporter{})
+	says(t, err, "state directory", file)
+}
+
+// failing runs nothing: a lazy read fails meanwhile, if it's told so.
+type failing struct {
+	bkexecutor.Executor
+	err  error
+	read func()
+}
+
+func (f failing) Run(context.Context, string, bkexecutor.Mount, []bkexecutor.Mount, bkexecutor.ProcessInfo, chan<- struct{}) (resourcestypes.Recorder, error) {
+	f.read()
+	return nil, f.err
+}
+
+func (f failing) Exec(context.Context, string, bkexecutor.ProcessInfo) error {
+	f.read()
+	return f.err
+}
+
+func TestExecutorExplains(t *testing.T) {
+	exit := fmt.Errorf("process failed: %w", &gatewayapi.ExitError{ExitCode: 5})
+	var rep report.Reporter
+	rep.ReadFailed(digest.FromString("old"), errors.New("an earlier step's trouble"))
+	time.Sleep(time.Millisecond)
+	for name, c := range map[string]struct {
+		err  error
+		read error
+	}{
+		"fine":                     {nil, nil},
+		"fine in spite of a read":  {nil, errors.New("503 of the registry")},
+		"failed by itself":         {exit, nil},
+		"failed because of a read": {exit, errors.New("503 of the registry")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := &executor{reporter: &rep, Executor: failing{err: c.err, read: func() {
+				if c.read != nil {
+					rep.ReadFailed(digest.FromString("layer"), c.read)
+				}
+			}}}
+			_, run := e.Run(t.Context(), "", bkexecutor.Mount{}, nil, bkexecutor.ProcessInfo{}, nil)
+			exec := e.Exec(t.Context(), "", bkexecutor.ProcessInfo{})
+			for _, err := range []error{run, exec} {
+				if (err == nil) != (c.err == nil) {
+					t.Fatalf("error %v", err)
+				}
+				if err == nil {
+					continue
+				}
+				if inner, ok := errors.AsType[*gatewayapi.ExitError](err); !ok || inner.ExitCode != 5 {
+					t.Errorf("the exit code is lost in %q", err)
+				}
+				if c.read == nil && err != c.err { //nolint:errorlint // the very same
+					t.Errorf("error %q", err)
+				}
+				if c.read != nil {
+					says(t, err, "lazy layers could not be read", c.read.Error(), c.err.Error())
+				}
+				if strings.Contains(err.Error(), "earlier") {
+					t.Errorf("another step's trouble in %q", err)
+				}
+			}
+		})
+		time.Sleep(time.Millisecond)
+	}
+}
