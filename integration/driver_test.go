@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -78,8 +79,8 @@ func startEngine(t *testing.T) engine {
 			<-exited
 		}
 		mounts, _ := daemon.MountsBelow(dir)
-		for i := len(mounts) - 1; i >= 0; i-- {
-			_ = unix.Unmount(mounts[i], unix.MNT_DETACH)
+		for _, mount := range slices.Backward(mounts) {
+			_ = unix.Unmount(mount, unix.MNT_DETACH)
 		}
 	})
 	t.Cleanup(func() {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -149,10 +150,8 @@ func tocNames(e *estargz.TOCEntry, dir string) []string {
 
 func wantFile(t *testing.T, files []string, want string) {
 	t.Helper()
-	for _, f := range files {
-		if f == want {
-			return
-		}
+	if slices.Contains(files, want) {
+		return
 	}
 	t.Errorf("no layer's TOC has %q: %q", want, files)
 }

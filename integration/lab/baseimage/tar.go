@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,9 +63,7 @@ func (e Entry) Owner(uid, gid int) Entry { e.Header.Uid, e.Header.Gid = uid, gid
 // Xattr adds an extended attribute.
 func (e Entry) Xattr(key, value string) Entry {
 	records := map[string]string{"SCHILY.xattr." + key: value}
-	for k, v := range e.Header.PAXRecords {
-		records[k] = v
-	}
+	maps.Copy(records, e.Header.PAXRecords)
 	e.Header.PAXRecords = records
 	return e
 }

@@ -111,7 +111,7 @@ func (c Buildctl) Build(ctx context.Context, s Solve) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return run(ctx, s, func(s Solve, dockerfiles, file, metadata string) *exec.Cmd {
+	return run(s, func(s Solve, dockerfiles, file, metadata string) *exec.Cmd {
 		args := append([]string{"--addr", c.Addr}, c.Args...)
 		args = append(args, "build", "--frontend=dockerfile.v0", "--progress="+s.progress(),
 			"--local=context="+s.Context, "--local=dockerfile="+dockerfiles,
@@ -185,7 +185,7 @@ func (b Buildx) Run(ctx context.Context, args ...string) ([]byte, error) {
 // OCILayouts are NAME=DIR for --build-context NAME=oci-layout://DIR.
 func (b Buildx) Build(ctx context.Context, s Solve) (*Result, error) {
 	var cmdErr error
-	res, err := run(ctx, s, func(s Solve, dockerfiles, file, metadata string) *exec.Cmd {
+	res, err := run(s, func(s Solve, dockerfiles, file, metadata string) *exec.Cmd {
 		args := []string{"build", "--progress=" + s.progress(), "--metadata-file=" + metadata,
 			"--provenance=false", "--file=" + filepath.Join(dockerfiles, file)}
 		if s.Target != "" {
@@ -236,7 +236,7 @@ func (s Solve) progress() string {
 	return "rawjson"
 }
 
-func run(ctx context.Context, s Solve, command func(s Solve, dockerfiles, file, metadata string) *exec.Cmd) (*Result, error) {
+func run(s Solve, command func(s Solve, dockerfiles, file, metadata string) *exec.Cmd) (*Result, error) {
 	tmp, err := os.MkdirTemp("", "lab-client-")
 	if err != nil {
 		return nil, err

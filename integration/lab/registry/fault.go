@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -109,8 +110,8 @@ func (f *Faults) Clear() {
 func (f *Faults) pick(r *http.Request) *activeFault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := len(f.active) - 1; i >= 0; i-- {
-		a := f.active[i]
+	for _, a := range slices.Backward(f.active) {
+
 		if !a.Match(r) {
 			continue
 		}
