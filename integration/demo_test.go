@@ -17,7 +17,12 @@ import (
 
 // TestDemoInterrupted interrupts the demo while a build runs: no mount, process, namespace or file stays.
 func TestDemoInterrupted(t *testing.T) {
-	dir := t.TempDir()
+	// Sockets have short names: not below t.TempDir.
+	dir, err := os.MkdirTemp("", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	bin := filepath.Join(t.TempDir(), "demo")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/demo").CombinedOutput(); err != nil {
 		t.Fatalf("build the demo: %v\n%s", err, out)

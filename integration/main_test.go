@@ -130,6 +130,11 @@ func startDaemon(t *testing.T, opt daemon.Options) *daemon.Daemon {
 // stopDaemon ends a daemon by SIGTERM. For ours, it checks status and mounts.
 func stopDaemon(t *testing.T, d *daemon.Daemon) {
 	t.Helper()
+	select {
+	case <-d.Exited():
+		return // the test ended it
+	default:
+	}
 	status, err := d.Stop()
 	if err != nil {
 		t.Error(err)

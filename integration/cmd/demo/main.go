@@ -69,7 +69,7 @@ func run(ctx context.Context, shape link.Shape, service string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("daemons, mounts and the shaped link need root: run sudo make demo")
 	}
-	work, err := os.MkdirTemp("", "buildkitd-lazy-demo-")
+	work, err := os.MkdirTemp("", "lazy-demo-")
 	if err != nil {
 		return err
 	}
