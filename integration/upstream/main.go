@@ -68,6 +68,9 @@ func main() {
 	}
 }
 
+// stockTool is where make tools puts the stock daemon.
+const stockTool = "../../bin/tools/buildkitd"
+
 // options are the command's flags.
 type options struct {
 	ours, stock string
@@ -84,7 +87,7 @@ func parse(args []string) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("upstream", flag.ContinueOnError)
 	fs.StringVar(&o.ours, "ours", "../../bin/buildkitd-lazy", "our daemon")
-	fs.StringVar(&o.stock, "stock", "", "stock daemon; built from go.mod's versions if empty")
+	fs.StringVar(&o.stock, "stock", stockTool, "stock daemon; this one is built from go.mod's versions if it's missing")
 	fs.StringVar(&o.work, "work", "../../bin/upstream", "directory for tools, images, kept results, logs and the report")
 	comparisons := fs.String("comparison", "plain,estargz,flag", "comma-separated: plain, estargz, flag")
 	names := fs.String("suite", "client,dockerfile", "comma-separated: client, dockerfile")
@@ -107,9 +110,6 @@ func parse(args []string) (options, error) {
 	}
 	o.comparisons, o.suites = strings.Split(*comparisons, ","), strings.Split(*names, ",")
 	for _, p := range []*string{&o.ours, &o.stock, &o.work} {
-		if *p == "" {
-			continue
-		}
 		if *p, err = filepath.Abs(*p); err != nil {
 			return o, err
 		}
@@ -164,7 +164,10 @@ func compare(ctx context.Context, args []string) (different bool, err error) {
 	if err := r.buildTools(ctx); err != nil {
 		return false, err
 	}
-	if o.stock == "" && o.only != "ours" {
+	if _, err := os.Stat(o.stock); err != nil && o.only != "ours" {
+		if tool, _ := filepath.Abs(stockTool); o.stock != tool {
+			return false, err
+		}
 		if o.stock, err = r.buildStock(ctx); err != nil {
 			return false, err
 		}

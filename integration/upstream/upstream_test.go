@@ -161,7 +161,7 @@ func TestSandboxIsOfflineAndReportsWhatOutlivesIt(t *testing.T) {
 		Work:  work,
 		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: map[string]string{"/etc/resolv.conf": "nameserver 127.0.0.1\n"},
-		Args:  []string{"sh", "-c", "getent hosts example.com && exit 9; mount -t tmpfs none " + inside + "/tmp/mnt; sleep 1000 & echo started; exit 3"},
+		Args:  []string{"sh", "-c", "getent hosts example.com && exit 9; mount -t tmpfs none " + inside + "/tmp/mnt; sleep 1000 & until grep -q ^sleep /proc/$!/cmdline; do :; done; exit 3"},
 		Leaks: inside + "/leaks.json",
 	}
 	start := time.Now()
