@@ -18,8 +18,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -46,7 +48,12 @@ func main() {
 	}
 	// Interrupted, everything that has been registered is undone before the process ends.
 	stop := cleanup.Trap()
-	err := run(context.Background(), link.Shape{Mbit: *mbit, Delay: *delay}, *service)
+	ctx, forget := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer forget()
+	err := run(ctx, link.Shape{Mbit: *mbit, Delay: *delay}, *service)
+	if ctx.Err() != nil {
+		select {} // the trap is undoing, and ends the process when it has
+	}
 	cleanup.All()
 	stop()
 	if err != nil {
@@ -65,7 +72,7 @@ type outcome struct {
 	firstRUN, total time.Duration
 }
 
-func run(ctx context.Context, shape link.Shape, service string) error {
+func run(ctx context.Context, shape link.Shape, service string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("daemons, mounts and the shaped link need root: run sudo make demo")
 	}
@@ -117,7 +124,7 @@ func run(ctx context.Context, shape link.Shape, service string) error {
 	if err != nil {
 		return err
 	}
-	defer l.Close() //nolint:errcheck // what is left is said by the next line of a user who looks
+	defer func() { err = errors.Join(err, l.Close()) }()
 	ln, err := l.Listen()
 	if err != nil {
 		return err
@@ -136,7 +143,7 @@ func run(ctx context.Context, shape link.Shape, service string) error {
 	if err != nil {
 		return err
 	}
-	defer reg.Close() //nolint:errcheck // the process ends
+	defer func() { err = errors.Join(err, reg.Close()) }()
 
 	var outcomes []outcome
 	for _, kind := range []daemon.Kind{daemon.Ours, daemon.StockOverlay} {
