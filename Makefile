@@ -67,7 +67,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (10s)
 	hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: lint
-lint: bin/tools/golangci-lint ## golangci-lint over both modules
+lint: bin/tools/golangci-lint ## golangci-lint over every module
 	hack/lint.sh
 
 bin/tools/golangci-lint: hack/lint/go.mod hack/lint/go.sum

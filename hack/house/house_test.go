@@ -110,6 +110,36 @@ func anchor(heading string) string {
 	}, strings.ToLower(heading))
 }
 
+// The tests that the architecture page names are there.
+func TestNamedTests(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(top, "docs/architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	walk(t, func(path string) {
+		if !strings.HasSuffix(path, "_test.go") {
+			return
+		}
+		src, err := os.ReadFile(filepath.Join(top, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)`).FindAllStringSubmatch(string(src), -1) {
+			have[m[1]] = true
+		}
+	})
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1)
+	if len(named) < 5 {
+		t.Errorf("docs/architecture.md names only %d tests", len(named))
+	}
+	for _, m := range named {
+		if !have[m[1]] {
+			t.Errorf("docs/architecture.md names %s, which does not exist", m[1])
+		}
+	}
+}
+
 // `make help` is complete, and CI calls make and nothing else.
 func TestMakefile(t *testing.T) {
 	makefile, err := os.ReadFile(filepath.Join(top, "Makefile"))
