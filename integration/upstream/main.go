@@ -1,5 +1,5 @@
-// Command upstream runs BuildKit's own integration tests (packages client and
-// frontend/dockerfile) against stock buildkitd and against buildkitd-lazy, on
+// Command upstream runs BuildKit's own integration tests (packages client,
+// frontend/dockerfile, cmd/buildctl, frontend and solver) against stock buildkitd and against buildkitd-lazy, on
 // this machine and offline, and lists what stock passes and ours does not.
 //
 //	go -C integration/upstream run .                     # everything
@@ -90,7 +90,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.stock, "stock", stockTool, "stock daemon; this one is built from go.mod's versions if it's missing")
 	fs.StringVar(&o.work, "work", "../../bin/upstream", "directory for tools, images, kept results, logs and the report")
 	comparisons := fs.String("comparison", "plain,estargz,flag", "comma-separated: plain, estargz, flag")
-	names := fs.String("suite", "client,dockerfile", "comma-separated: client, dockerfile")
+	names := fs.String("suite", "client,dockerfile,buildctl,frontend,solver", "comma-separated: client, dockerfile, buildctl, frontend, solver")
 	match := fs.String("run", ".", "regular expression for the names of tests, such as ^TestCopy")
 	fs.IntVar(&o.parallel, "parallel", 3, "tests at a time")
 	fs.BoolVar(&o.fresh, "fresh", false, "run stock again although its results are kept")

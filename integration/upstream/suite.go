@@ -26,6 +26,9 @@ type suite struct {
 var suites = []suite{
 	{"client", "github.com/moby/buildkit/client"},
 	{"dockerfile", "github.com/moby/buildkit/frontend/dockerfile"},
+	{"buildctl", "github.com/moby/buildkit/cmd/buildctl"},
+	{"frontend", "github.com/moby/buildkit/frontend"},
+	{"solver", "github.com/moby/buildkit/solver"},
 }
 
 // A side is one way of running the suites.
