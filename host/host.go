@@ -85,7 +85,8 @@ func (r Report) Missing() []Check {
 
 // Door says how lazy layers are served on this host when the configuration asks for mount ("auto", "fuse" or "off"; ""
 // means "auto"), and in one sentence why. The answer is [DoorOff] also where mount asks for a door that the host does
-// not have: builds go on eagerly, and the reason says what is missing.
+// not have; the reason says what is missing, and whether builds go on eagerly ("auto") or the daemon does not start
+// ("fuse").
 func (r Report) Door(mount string) (door, reason string) {
 	switch mount {
 	case "", "auto", DoorFUSE:
@@ -102,7 +103,11 @@ func (r Report) Door(mount string) (door, reason string) {
 		}
 	}
 	if len(missing) > 0 {
-		return DoorOff, strings.Join(missing, "; ") + ": layers are pulled and unpacked before they are used"
+		what := strings.Join(missing, "; ")
+		if mount == DoorFUSE {
+			return DoorOff, what + `: the daemon does not start, as mount = "fuse" is configured`
+		}
+		return DoorOff, what + ": layers are pulled and unpacked before they are used"
 	}
 
 	reason = "FUSE and overlayfs mounts work here"

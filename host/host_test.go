@@ -275,7 +275,8 @@ func TestDoor(t *testing.T) {
 		{good, "off", DoorOff, "configured"},
 		{good, "erofs", DoorOff, `mount = "erofs" is not a way`},
 		{Report{}, "auto", DoorOff, "fuse; overlayfs: layers are pulled"},
-		{Report{}, "fuse", DoorOff, "fuse; overlayfs: layers are pulled"},
+		{Report{}, "auto", DoorOff, "fuse; overlayfs: layers are pulled"},
+		{Report{}, "fuse", DoorOff, "fuse; overlayfs: the daemon does not start"},
 	} {
 		door, reason := tt.report.Door(tt.mount)
 		if door != tt.door || !strings.Contains(reason, tt.reason) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -58,8 +59,8 @@ func newAPI(ctx context.Context, s settings, tel *telemetry, stopping <-chan str
 	var opened []func() error
 	defer func() {
 		if err != nil {
-			for i := len(opened) - 1; i >= 0; i-- {
-				err = errors.Join(err, opened[i]())
+			for _, close := range slices.Backward(opened) {
+				err = errors.Join(err, close())
 			}
 		}
 	}()
@@ -120,7 +121,7 @@ func newAPI(ctx context.Context, s settings, tel *telemetry, stopping <-chan str
 	}
 	entitlements := cfg.Entitlements
 	if cfg.CDI.Disabled == nil || !*cfg.CDI.Disabled {
-		entitlements = append(entitlements[:len(entitlements):len(entitlements)], "device")
+		entitlements = append(slices.Clip(entitlements), "device")
 	}
 	exporters, importers := remoteCaches(cfg, sessions, a.worker)
 

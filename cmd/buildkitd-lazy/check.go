@@ -83,8 +83,19 @@ func check(ctx context.Context, c *cli.Command) error {
 	}
 
 	report := host.Probe(ctx, host.Options{StateDir: cfg.Root, Binary: cfg.Workers.OCI.Binary})
+	var missing []string
+	for _, m := range report.Missing() {
+		missing = append(missing, m.Name)
+	}
 	door, reason := report.Door(mount)
-	missing := report.Missing()
+	switch name := orAuto(cfg.Workers.OCI.Snapshotter); {
+	case cfg.Workers.OCI.ProxySnapshotterPath != "":
+		door, reason = host.DoorOff, "a proxy snapshotter is configured"
+	case name != "auto" && name != "stargz":
+		door, reason = host.DoorOff, fmt.Sprintf("the snapshotter %q is configured", name)
+	case mount == config.MountFUSE && door == host.DoorOff:
+		missing = append(missing, "FUSE mounts, which mount = \"fuse\" asks for,")
+	}
 	result := checkResult{Report: report, Builds: len(missing) == 0, Lazy: door, Reason: reason}
 
 	out := c.Root().Writer
@@ -97,11 +108,7 @@ func check(ctx context.Context, c *cli.Command) error {
 		return err
 	}
 	if len(missing) > 0 {
-		var names []string
-		for _, m := range missing {
-			names = append(names, m.Name)
-		}
-		return errors.New("no build can run on this host: " + strings.Join(names, ", ") + " missing")
+		return errors.New("no build can run on this host: " + strings.Join(missing, ", ") + " missing")
 	}
 	return nil
 }

@@ -52,16 +52,25 @@ func (l *live) logged() string {
 	return l.log.String()
 }
 
-// startDaemon waits until the daemon answers.
-func startDaemon(t *testing.T, env []string, args ...string) *live {
+// withoutFUSE hides the FUSE device from a daemon in its own mount namespace.
+func withoutFUSE(cmd *exec.Cmd) {
+	cmd.Env = append(cmd.Env, mountHere+"=/dev/fuse", mountOptions+"=bind=/dev/null")
+	inNamespaces(cmd)
+}
+
+// startDaemon waits until the daemon answers. A nil change is none.
+func startDaemon(t *testing.T, change func(*exec.Cmd), args ...string) *live {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
 	l := &live{dir: dir, addr: "unix://" + filepath.Join(dir, "bk.sock"), done: make(chan struct{})}
-	l.cmd = daemonCommand(t, env, append([]string{
+	l.cmd = daemonCommand(t, nil, append([]string{
 		"--root", filepath.Join(dir, "root"), "--addr", l.addr, "--otel-socket-path", filepath.Join(dir, "otel.sock"),
 	}, args...)...)
 	l.cmd.Stderr = l
+	if change != nil {
+		change(l.cmd)
+	}
 	l.cmd.Cancel = func() error { return l.cmd.Process.Signal(syscall.SIGTERM) } // a killed daemon leaves mounts
 	l.cmd.WaitDelay = 30 * time.Second
 	if err := l.cmd.Start(); err != nil {
@@ -396,6 +405,37 @@ func TestNoRuntime(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "bk.sock")); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// Without FUSE the daemon builds eagerly and says why once; where FUSE is asked for, it does not start.
+func TestNoFUSE(t *testing.T) {
+	needRoot(t)
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("there is none to hide")
+	}
+	d := startDaemon(t, withoutFUSE)
+	if code := d.stop(t); code != 0 || strings.Count(d.logged(), "pulled eagerly") != 1 {
+		t.Errorf("exit status %d: %s", code, d.logged())
+	}
+
+	dir := t.TempDir()
+	args := []string{"--root", filepath.Join(dir, "root"), "--lazy-mount=fuse"}
+	cmd := daemonCommand(t, nil, append(args, "--addr", "unix://"+filepath.Join(dir, "bk.sock"), "--otel-socket-path", filepath.Join(dir, "otel.sock"))...)
+	withoutFUSE(cmd)
+	if o := runDaemon(t, cmd); o.status != 1 || !strings.Contains(strings.ToLower(o.lastLine()), "fuse") {
+		t.Errorf("daemon: status %d: %s", o.status, o.stderr)
+	}
+
+	cmd = daemonCommand(t, nil, append([]string{"check"}, args...)...)
+	withoutFUSE(cmd)
+	if o := runDaemon(t, cmd); o.status != 1 || !strings.Contains(o.stdout, "the daemon does not start") || !strings.Contains(o.lastLine(), `mount = "fuse"`) {
+		t.Errorf("check --lazy-mount=fuse: %+v", o)
+	}
+	cmd = daemonCommand(t, nil, "check", "--root", dir)
+	withoutFUSE(cmd)
+	if o := runDaemon(t, cmd); o.status != 0 || !strings.Contains(o.stdout, "lazy layers: off") {
+		t.Errorf("check: %+v", o)
 	}
 }
 

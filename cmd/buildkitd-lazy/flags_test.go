@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -243,6 +244,15 @@ func TestCheck(t *testing.T) {
 	}
 	if (o.status == 0) != got.Builds {
 		t.Errorf("status %d, builds %v", o.status, got.Builds)
+	}
+
+	file := filepath.Join(dir, "buildkitd.toml")
+	if err := os.WriteFile(file, []byte("[worker.oci]\nsnapshotter = \"native\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eager := runDaemon(t, daemonCommand(t, nil, "check", "--root", dir, "--config", file, "--format", "{{.Lazy}} {{.Reason}}"))
+	if eager.stdout != "off the snapshotter \"native\" is configured\n" {
+		t.Errorf("with a snapshotter configured: %+v", eager)
 	}
 
 	none := runDaemon(t, daemonCommand(t, nil, "check", "--root", dir, "--oci-worker-binary=/no/such/runtime"))

@@ -101,7 +101,7 @@ func listenForAll(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // build steps of any uid send their traces to it
+	if err := os.Chmod(path, 0o666); err != nil { // build steps send their traces to it, as any uid
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

@@ -85,7 +85,6 @@ func newApp(stdout, stderr io.Writer) *cli.Command {
 		Action:                        daemon,
 		OnUsageError:                  usageError,
 		CustomRootCommandHelpTemplate: helpTemplate,
-		HideHelpCommand:               true, // or "help" were a command beside "check"
 		DisableSliceFlagSeparator:     true,
 		Writer:                        stdout,
 		ErrWriter:                     stderr,

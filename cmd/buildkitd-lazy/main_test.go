@@ -10,8 +10,8 @@ import (
 )
 
 // Set in the environment, asDaemon makes the test binary the daemon: a second binary would be linked against all of
-// BuildKit too. mountHere names a directory to mount a tmpfs on before, in the process's own mount namespace, and
-// mountOptions its options.
+// BuildKit too. mountHere names what to mount on before, in the process's own mount namespace: a tmpfs with
+// mountOptions, or, where these are "bind=FILE", that file.
 const (
 	asDaemon     = "BUILDKITD_LAZY_TEST_DAEMON"
 	mountHere    = "BUILDKITD_LAZY_TEST_MOUNT"
@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	if dir := os.Getenv(mountHere); dir != "" {
-		if err := mountTmpfs(dir, os.Getenv(mountOptions)); err != nil {
+		if err := mountTest(dir, os.Getenv(mountOptions)); err != nil {
 			println("mount:", err.Error())
 			os.Exit(99)
 		}
@@ -31,9 +31,12 @@ func TestMain(m *testing.M) {
 	main()
 }
 
-func mountTmpfs(dir, options string) error {
+func mountTest(dir, options string) error {
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return err
+	}
+	if from, ok := strings.CutPrefix(options, "bind="); ok {
+		return syscall.Mount(from, dir, "", syscall.MS_BIND, "")
 	}
 	var flags uintptr
 	if rest, ok := strings.CutPrefix(options, "ro"); ok {

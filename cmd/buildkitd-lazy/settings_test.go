@@ -213,6 +213,20 @@ func TestContainerdFlagsAreAccepted(t *testing.T) {
 	}
 }
 
+func TestLookupGroup(t *testing.T) {
+	for _, tt := range []struct {
+		group string
+		want  int
+	}{{"root", 0}, {"0", 0}, {"4321", 4321}} {
+		if got, err := lookupGroup(tt.group); err != nil || got != tt.want {
+			t.Errorf("%s: %d, %v", tt.group, got, err)
+		}
+	}
+	if _, err := lookupGroup("99999999999999999999"); err == nil || !strings.Contains(err.Error(), "out of range") {
+		t.Errorf("too large: %v", err)
+	}
+}
+
 func TestSettingsWarn(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.toml")
 	for _, tt := range []struct{ text, args, want string }{
