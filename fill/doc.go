@@ -6,7 +6,9 @@
 // the bytes that follow are asked for before their reader comes, in windows that
 // double while they are used, so that the link is busy while the reader decodes
 // and no round trip is waited for. Several sequential reads of one blob are told
-// apart by where they stand.
+// apart by where they stand. Nothing is asked for that a reader has asked for
+// before, since readers keep what they get, nor what is in a window: reads that
+// overtake each other or skip some of it are answered from there.
 //
 // Windows belong to the Readahead: its Close cancels and waits for them. All
 // methods are safe for concurrent use.

@@ -26,6 +26,10 @@ type Options struct {
 const (
 	defaultMaxWindow = 2 << 20
 	defaultStreams   = 8
+
+	// maxBehind is how much of what was fetched ahead and not asked for is kept
+	// behind its reader, in windows of the largest size.
+	maxBehind = 4
 )
 
 var (
@@ -45,14 +49,14 @@ type Readahead struct {
 	mu      sync.Mutex
 	closed  bool
 	streams []*stream // most recently used last
+	windows []*window // oldest first, disjoint
+	asked   spans     // what readers have asked for, and have
 }
 
 // stream is one sequential read.
 type stream struct {
-	at      int64     // where its reader will go on
-	window  int64     // bytes to ask for next
-	end     int64     // where the last window ends
-	windows []*window // contiguous, up to end
+	at    int64 // where its reader will go on
+	ahead int64 // bytes to have on the way from there
 }
 
 // New returns a Readahead over a blob of size bytes.
@@ -75,50 +79,123 @@ func (r *Readahead) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, err
 	if r.closed {
 		return nil, errClosed
 	}
-	i := slices.IndexFunc(r.streams, func(s *stream) bool { return s.at == off })
-	if i >= 0 && slices.ContainsFunc(r.streams[i].windows, (*window).failed) {
-		// What made a window fail may be over: start anew.
-		r.streams = slices.Delete(r.streams, i, i+1)
-		i = -1
+	// What made a window fail may be over: who needs it asks anew.
+	r.windows = slices.DeleteFunc(r.windows, (*window).failed)
+
+	end := off + n
+	i := slices.IndexFunc(r.streams, func(s *stream) bool {
+		// Skipping over some of what was fetched ahead is going on, too.
+		return s.at == off || s.at < off && off < r.past(s.at)
+	})
+	switch {
+	case i >= 0:
+		s := r.streams[i]
+		r.streams = append(slices.Delete(r.streams, i, i+1), s)
+		r.ahead(s, off, end)
+		r.asked.add(off, end)
+		s.at = r.asked.past(end)
+	default:
+		r.asked.add(off, end)
+		r.follow(&stream{at: r.asked.past(end), ahead: min(n, r.opt.MaxWindow)})
 	}
-	if i < 0 {
-		r.follow(&stream{at: off + n, window: min(n, r.opt.MaxWindow), end: off + n})
+	held := r.run(off)
+	r.trim()
+	if len(held) == 0 {
 		r.mu.Unlock()
 		body, err := r.next.Fetch(ctx, off, n)
 		r.mu.Lock()
 		return body, err
 	}
-	s := r.streams[i]
-	r.streams = append(slices.Delete(r.streams, i, i+1), s)
+	return &body{ctx: ctx, next: r.next, windows: held, off: off, end: end}, nil
+}
 
-	s.at = off + n
-	s.windows = slices.DeleteFunc(s.windows, func(w *window) bool { return w.off+w.n <= off })
-	for s.end < min(s.at+s.window, r.size) {
-		r.open(s)
+// ahead asks for what comes after a sequential read of the range from off up to end, and
+// for the range itself if that isn't on its way.
+func (r *Readahead) ahead(s *stream, off, end int64) {
+	from, to := r.past(off), min(end+s.ahead, r.size)
+	if from >= to {
+		return
 	}
-	return &body{ctx: ctx, next: r.next, windows: slices.Clone(s.windows), off: off, end: off + n}, nil
+	// A window is no smaller than the last one, and leaves out what readers have.
+	to = min(max(to, from+s.ahead), r.size, r.asked.next(from))
+	for _, w := range r.windows {
+		if w.off > from {
+			to = min(to, w.off)
+		}
+	}
+	s.ahead = min(2*s.ahead, r.opt.MaxWindow)
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	w := &window{owner: s, off: from, n: to - from, cancel: cancel, more: make(chan struct{})}
+	r.windows = append(r.windows, w)
+	r.wg.Go(func() { w.fill(ctx, r.next) })
+}
+
+// past returns the first position from pos on that is in no window and that no reader has asked for.
+func (r *Readahead) past(pos int64) int64 {
+	for {
+		was := pos
+		pos = r.asked.past(pos)
+		for _, w := range r.windows {
+			if w.has(pos) {
+				pos = w.off + w.n
+			}
+		}
+		if pos == was {
+			return pos
+		}
+	}
+}
+
+// run returns the windows that hold the bytes from off on, as far as they go without a gap.
+func (r *Readahead) run(off int64) (held []*window) {
+	for {
+		i := slices.IndexFunc(r.windows, func(w *window) bool { return w.has(off) })
+		if i < 0 {
+			return held
+		}
+		held = append(held, r.windows[i])
+		off = r.windows[i].off + r.windows[i].n
+	}
+}
+
+// trim forgets windows that have been asked for from end to end, and the oldest of those that
+// their readers have left behind if these hold too much.
+func (r *Readahead) trim() {
+	var behind int64
+	left := func(w *window) bool { return !slices.Contains(r.streams, w.owner) || w.off+w.n <= w.owner.at }
+	r.windows = slices.DeleteFunc(r.windows, func(w *window) bool {
+		if r.asked.has(w.off, w.off+w.n) {
+			return true // who asked reads it
+		}
+		if left(w) {
+			behind += w.n
+		}
+		return false
+	})
+	r.windows = slices.DeleteFunc(r.windows, func(w *window) bool {
+		forget := behind > maxBehind*r.opt.MaxWindow && left(w)
+		if forget {
+			behind -= w.n
+			w.abandon()
+		}
+		return forget
+	})
 }
 
 // follow adds a stream, in the place of the one that wasn't used for longest.
 func (r *Readahead) follow(s *stream) {
 	if len(r.streams) == r.opt.Streams {
-		for _, w := range r.streams[0].windows {
-			w.abandon()
-		}
+		// What has arrived for it stays a while; what hasn't nobody waits for.
+		r.windows = slices.DeleteFunc(r.windows, func(w *window) bool {
+			forget := w.owner == r.streams[0] && !w.complete()
+			if forget {
+				w.abandon()
+			}
+			return forget
+		})
 		r.streams = slices.Delete(r.streams, 0, 1)
 	}
 	r.streams = append(r.streams, s)
-}
-
-// open asks for the stream's next window.
-func (r *Readahead) open(s *stream) {
-	n := min(s.window, r.size-s.end)
-	ctx, cancel := context.WithCancelCause(r.ctx)
-	w := &window{off: s.end, n: n, cancel: cancel, more: make(chan struct{})}
-	s.windows = append(s.windows, w)
-	s.end += n
-	s.window = min(2*s.window, r.opt.MaxWindow)
-	r.wg.Go(func() { w.fill(ctx, r.next) })
 }
 
 // Err returns an error after Close, nil before.

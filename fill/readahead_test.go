@@ -238,3 +238,77 @@ func TestConcurrentReadersGetTheirBytes(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// wantOnce checks that no byte was asked for twice and that at most limit bytes were asked for.
+func wantOnce(t *testing.T, b *blob, limit int64) {
+	t.Helper()
+	asks := b.asked()
+	end, sum := int64(0), int64(0)
+	for _, a := range asks {
+		if a[0] < end {
+			t.Fatalf("asked for %v: bytes from %d on twice", asks, a[0])
+		}
+		end, sum = a[0]+a[1], sum+a[1]
+	}
+	if sum > limit {
+		t.Errorf("asked for %d bytes, want at most %d: %v", sum, limit, asks)
+	}
+}
+
+func TestSkippingReadFetchesNothingTwice(t *testing.T) {
+	const size, step = 1 << 20, 4096
+	b := newBlob(size)
+	r := New(b, size, Options{MaxWindow: 64 << 10})
+	for off := int64(0); off < size; off += step {
+		if off/step%5 != 3 {
+			read(t, r, b, off, step)
+		}
+	}
+	// What was left out is still held, or was never fetched.
+	read(t, r, b, size-2*step, step)
+	r.Close()
+	wantOnce(t, b, size)
+}
+
+func TestReadersOfOnePartFetchItOnce(t *testing.T) {
+	const size, step = 1 << 20, 4096
+	b := newBlob(size)
+	r := New(b, size, Options{MaxWindow: 64 << 10})
+	for off := int64(0); off+4*step <= size; off += 4 * step {
+		// As threads of one reader do: the same part in changing order.
+		for _, i := range []int64{1, 0, 3, 2} {
+			read(t, r, b, off+i*step, step)
+		}
+	}
+	r.Close()
+	wantOnce(t, b, size)
+}
+
+func TestSecondOfTwoReadsFetchesLittleAhead(t *testing.T) {
+	b := newBlob(8 << 20)
+	r := New(b, int64(len(b.data)), Options{})
+	read(t, r, b, 1<<20, 512<<10)
+	read(t, r, b, 3<<19, 512<<10)
+	r.Close()
+	wantOnce(t, b, 3*512<<10)
+}
+
+func TestHeldWindowsAreBounded(t *testing.T) {
+	const size, step, window, streams = 1 << 20, 1000, 2 << 10, 4
+	// Behind the readers, and before each two windows and what made the first one larger.
+	const limit = maxBehind*window + streams*(2*window+step)
+	b := newBlob(size)
+	r := New(b, size, Options{MaxWindow: window, Streams: streams})
+	defer r.Close()
+	for off := int64(0); off+100*step < size; off += 20 * step {
+		read(t, r, b, off, step)
+		read(t, r, b, off+step, step) // and never what follows
+		var held int64
+		for _, w := range r.windows {
+			held += w.n
+		}
+		if held > limit {
+			t.Fatalf("windows hold %d bytes, want at most %d", held, limit)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 
 // window is a range that is fetched once and read while it arrives.
 type window struct {
+	owner  *stream
 	off, n int64
 	cancel context.CancelCauseFunc
 
@@ -87,6 +88,15 @@ func (w *window) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // abandon stops fetching what nobody expects to be read any more.
 func (w *window) abandon() { w.cancel(errAbandoned) }
+
+// has reports whether the byte at off is in the window.
+func (w *window) has(off int64) bool { return w.off <= off && off < w.off+w.n }
+
+func (w *window) complete() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.done
+}
 
 func (w *window) failed() bool {
 	w.mu.Lock()
