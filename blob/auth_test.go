@@ -71,7 +71,7 @@ func TestWrongCredentials(t *testing.T) {
 	host := reg.host(t)
 	host.Authorizer = &auth
 	contains(t, fails(t, open(t, blob, patient, fixed(host)), 0, 10), "401 Unauthorized")
-	if c := auth.challenged.Load(); c != 1 {
+	if c := auth.challenged.Load(); c != maxRefusals {
 		t.Errorf("challenged %d times", c)
 	}
 }

@@ -46,6 +46,7 @@ type Options struct {
 const (
 	defaultRetryFor = 60 * time.Second
 	maxRedirects    = 5
+	maxRefusals     = 3 // of one request, each with another authorization
 )
 
 // Reader reads one blob. Make it with [New].
@@ -221,7 +222,8 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 		return nil, err
 	}
 	ctx = docker.WithScope(ctx, scope)
-	for authorized := false; ; authorized = true {
+	var refused []*http.Response
+	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
 		if err != nil {
 			return nil, err
@@ -240,11 +242,14 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", host.Host, hideQuery(err))
 		}
-		if resp.StatusCode != http.StatusUnauthorized || authorized || !registry || host.Authorizer == nil {
+		if resp.StatusCode != http.StatusUnauthorized || len(refused) == maxRefusals || !registry || host.Authorizer == nil {
 			return resp, nil
 		}
 		drain(resp)
-		if err := host.Authorizer.AddResponses(ctx, []*http.Response{resp}); err != nil {
+		// An authorizer takes its token for expired when the same request is refused
+		// twice, so it's told of all refusals, as containerd's resolver tells it.
+		refused = append(refused, resp)
+		if err := host.Authorizer.AddResponses(ctx, refused); err != nil {
 			return nil, fmt.Errorf("%s: authorize: %w", host.Host, hideQuery(err))
 		}
 	}

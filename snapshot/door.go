@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/stargz-snapshotter/estargz"
 	stargzfs "github.com/containerd/stargz-snapshotter/fs"
 	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
 	"github.com/containerd/stargz-snapshotter/fs/remote"
@@ -23,12 +26,15 @@ type door struct {
 	stargz.FileSystem
 	opt Options
 
-	abandoned sync.WaitGroup // mounts whose caller is gone
+	abandoned  sync.WaitGroup // mounts whose caller is gone
+	failures   atomic.Int64   // reads that were given up
+	generation atomic.Int64   // of the compressed bytes which the file system keeps
 
 	mu      sync.Mutex
 	readers map[digest.Digest]*reader
-	mounted map[string]digest.Digest // by mount point
-	failed  map[digest.Digest]error  // the last read that was given up, while a layer is being mounted
+	mounted map[string]digest.Digest        // by mount point
+	failed  map[digest.Digest]error         // the last read that was given up, while a layer is being mounted
+	tocs    map[digest.Digest]digest.Digest // the mounted layer that a table of contents belongs to
 }
 
 func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
@@ -37,8 +43,10 @@ func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*d
 		readers: map[digest.Digest]*reader{},
 		mounted: map[string]digest.Digest{},
 		failed:  map[digest.Digest]error{},
+		tocs:    map[digest.Digest]digest.Digest{},
 	}
 	d.opt.Blob.Failed = func(dgst digest.Digest, err error) {
+		d.failures.Add(1)
 		d.mu.Lock()
 		d.failed[dgst] = err
 		d.mu.Unlock()
@@ -49,6 +57,7 @@ func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*d
 	fs, err := stargzfs.NewFilesystem(root, opt.Stargz,
 		stargzfs.WithGetSources(d.sources),
 		stargzfs.WithResolveHandler("blob", d),
+		stargzfs.WithMetadataStore(d.openTOC),
 		stargzfs.WithOverlayOpaqueType(opaque),
 	)
 	if err != nil {
@@ -100,7 +109,22 @@ func (d *door) mount(ctx context.Context, mountpoint string, labels map[string]s
 		return explain(ctx, src.digest, err, d.failed[src.digest])
 	}
 	d.mounted[mountpoint] = src.digest
+	d.tocs[digest.Digest(labels[estargz.TOCJSONDigestAnnotation])] = src.digest
 	return nil
+}
+
+// refetch makes the file system forget the compressed bytes it keeps, of all
+// layers: it doesn't say which of them are corrupt. What it has verified it keeps.
+func (d *door) refetch() { d.generation.Add(1) }
+
+// corrupt tells of a chunk that arrived corrupt twice.
+func (d *door) corrupt(toc digest.Digest, err error) {
+	d.mu.Lock()
+	layer := d.tocs[toc]
+	d.mu.Unlock()
+	if d.opt.Blob.Failed != nil {
+		d.opt.Blob.Failed(layer, fmt.Errorf("layer %s: %w", layer, err))
+	}
 }
 
 // mountUntil is the file system's Mount, which itself goes on for 30 s whatever
@@ -164,6 +188,7 @@ func (d *door) Unmount(ctx context.Context, mountpoint string) error {
 		r = d.readers[dgst]
 		delete(d.readers, dgst)
 		delete(d.failed, dgst)
+		maps.DeleteFunc(d.tocs, func(_, layer digest.Digest) bool { return layer == dgst })
 	}
 	d.mu.Unlock()
 	if r != nil {
@@ -199,7 +224,7 @@ func (d *door) open(src layerSource) {
 	for dgst, size := range src.sizes {
 		r := d.readers[dgst]
 		if r == nil {
-			r = &reader{digest: dgst}
+			r = &reader{digest: dgst, local: d.opt.Local, generation: &d.generation}
 			d.readers[dgst] = r
 		}
 		r.from(src.ref, size, hosts, d.opt.Blob)

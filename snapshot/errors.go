@@ -31,7 +31,7 @@ func (e *MountError) Reason() string {
 	if errors.Is(e.Err, blob.ErrNoRange) {
 		return "the registry " + blob.ErrNoRange.Error()
 	}
-	return "its table of contents can't be read: " + e.Err.Error()
+	return "its table of contents can't be used: " + e.Err.Error()
 }
 
 // MismatchError says that a layer carries another table of contents than its

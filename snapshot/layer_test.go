@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +25,8 @@ import (
 	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 )
 
 // layer is an eStargz blob.
@@ -31,12 +35,20 @@ type layer struct {
 	digest, toc digest.Digest
 }
 
-// layerOf makes a layer of files with their contents.
+// layerOf makes a layer of files with their contents; a name that ends in a slash
+// is a directory of the time 0.
 func layerOf(t *testing.T, files map[string][]byte) layer {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for name, data := range files {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		data := files[name]
+		if strings.HasSuffix(name, "/") {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o640, Size: int64(len(data)), Uid: 7, Gid: 8, ModTime: time.Unix(1e9, 0)}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
@@ -73,6 +85,13 @@ type registry struct {
 
 	mu    sync.Mutex
 	blobs map[string][]byte
+	errs  []error // of reads that were given up
+}
+
+func (r *registry) failed() []error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.errs)
 }
 
 func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...layer) *registry {
@@ -87,13 +106,13 @@ func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...layer) *regist
 			return
 		}
 		r.mu.Lock()
-		blob, ok := r.blobs[filepath.Base(req.URL.Path)]
+		data, ok := r.blobs[filepath.Base(req.URL.Path)]
 		r.mu.Unlock()
 		if !ok || !strings.HasPrefix(req.URL.Path, "/v2/team/image/blobs/") {
 			http.NotFound(w, req)
 			return
 		}
-		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(blob))
+		http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
 	}))
 	t.Cleanup(func() {
 		r.CloseClientConnections()
@@ -122,6 +141,11 @@ func (r *registry) options() Options {
 			NoPrefetch: true, NoBackgroundFetch: true, NoPrometheus: true,
 			BlobConfig: config.BlobConfig{ChunkSize: 64 << 10},
 		},
+		Blob: blob.Options{Failed: func(_ digest.Digest, err error) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.errs = append(r.errs, err)
+		}},
 	}
 }
 

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/stargz-snapshotter/fs/config"
@@ -23,6 +24,8 @@ type Options struct {
 	// MountTimeout is how long a layer's table of contents may take. 0 means as
 	// long as the file system allows (30 s).
 	MountTimeout time.Duration
+	// Local, if set, returns where blobs may be that need not be fetched any more.
+	Local func() content.Provider
 	// Unmounted, if set, is told when a layer's last mount is gone.
 	Unmounted func(digest.Digest)
 }

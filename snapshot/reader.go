@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/stargz-snapshotter/fs/remote"
 	"github.com/opencontainers/go-digest"
@@ -20,6 +22,9 @@ import (
 // reader gives the file system the blob of one layer.
 type reader struct {
 	digest digest.Digest
+	local  func() content.Provider
+	// generation counts how often kept bytes were found corrupt. See door.refetch.
+	generation *atomic.Int64
 
 	mu       sync.Mutex
 	blob     *blob.Reader // where new fetchers read
@@ -47,7 +52,7 @@ func (r *reader) open(ctx context.Context) (*fetcher, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	f := &fetcher{Readahead: fill.New(b, size, fill.Options{}), digest: r.digest}
+	f := &fetcher{Readahead: fill.New(localFirst{b, r.digest, r.local}, size, fill.Options{}), digest: r.digest, generation: r.generation}
 	f.lifetime, f.end = context.WithCancelCause(context.Background())
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -71,9 +76,10 @@ func (r *reader) Close() error {
 // fetcher is what the file system reads a blob by.
 type fetcher struct {
 	*fill.Readahead
-	digest   digest.Digest
-	lifetime context.Context //nolint:containedctx // of reads that the file system bounds by minutes
-	end      context.CancelCauseFunc
+	digest     digest.Digest
+	generation *atomic.Int64
+	lifetime   context.Context //nolint:containedctx // of reads that the file system bounds by minutes
+	end        context.CancelCauseFunc
 }
 
 var _ remote.Fetcher = (*fetcher)(nil)
@@ -117,6 +123,6 @@ func (f *fetcher) Check() error { return f.Err() }
 
 // GenID implements remote.Fetcher: the key of a range in the file system's cache.
 func (f *fetcher) GenID(off, size int64) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s-%d-%d", f.digest, off, size))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s-%d-%d-%d", f.digest, f.generation.Load(), off, size))
 	return hex.EncodeToString(sum[:])
 }

@@ -41,7 +41,7 @@ func TestConformance(t *testing.T) {
 
 func TestMount(t *testing.T) {
 	small, big := []byte("hello\n"), random(4<<20)
-	l := layerOf(t, map[string][]byte{"small": small, "dir/big": big, "empty": nil})
+	l := layerOf(t, map[string][]byte{"small": small, "dir/": nil, "dir/big": big, "empty": nil})
 	reg := newRegistry(t, nil, l)
 	var fetched atomic.Int64
 	var unmounted []digest.Digest
@@ -125,6 +125,43 @@ func TestCorruptChunkIsAnError(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(mountsBelow(t, root)[0], "file")); !errors.Is(err, unix.EIO) {
 		t.Errorf("read %d bytes, %v; want EIO", len(got), err)
 	}
+	errs := reg.failed()
+	if len(errs) == 0 || !strings.Contains(errs[0].Error(), l.digest.String()) || !strings.Contains(errs[0].Error(), "read /file: chunk at 0: ") {
+		t.Errorf("told of %v; want layer, file and chunk", errs)
+	}
+	// Nothing corrupt is kept.
+	reg.mu.Lock()
+	reg.blobs[l.digest.String()] = l.blob
+	reg.mu.Unlock()
+	if _, err := os.ReadFile(filepath.Join(mountsBelow(t, root)[0], "file")); err != nil {
+		t.Errorf("after the registry was repaired: %v", err)
+	}
+}
+
+// A directory without an entry would hide the one of the layer below; one whose
+// entry has the time 0 looks the same to estargz.
+func TestDirectoryWithoutEntry(t *testing.T) {
+	for name, c := range map[string]struct {
+		files map[string][]byte
+		want  string
+	}{
+		"all there": {map[string][]byte{"a/": nil, "a/b/": nil, "a/b/file": []byte("x")}, ""},
+		"one lacks": {map[string][]byte{"a/": nil, "a/b/file": []byte("x")}, "it has no entry for the directory /a/b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := layerOf(t, c.files)
+			reg := newRegistry(t, nil, l)
+			s, _ := newSnapshotter(t, reg.options())
+			_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l)))
+			failed, ok := errors.AsType[*MountError](err)
+			switch {
+			case c.want == "" && !cerrdefs.IsAlreadyExists(err):
+				t.Errorf("Prepare: %v", err)
+			case c.want != "" && (!ok || !strings.HasSuffix(failed.Reason(), c.want)):
+				t.Errorf("Prepare: %v, want %q", err, c.want)
+			}
+		})
+	}
 }
 
 // Close unmounts also what somebody still has open.
@@ -187,6 +224,10 @@ func TestNewUnmountsWhatWasLeft(t *testing.T) {
 // What can't be mounted leaves nothing behind, and says why in words for users.
 func TestMountError(t *testing.T) {
 	l := layerOf(t, map[string][]byte{"file": random(100_000)})
+	outside := layer{blob: bytes.Clone(l.blob), toc: l.toc}
+	// The footer's extra field holds the TOC's offset as 16 hexadecimal digits.
+	copy(outside.blob[len(outside.blob)-estargz.FooterSize+16:], "00000000ffffffff")
+	outside.digest = digest.FromBytes(outside.blob)
 	garbage := layer{blob: random(1000), digest: digest.FromBytes(random(1000)), toc: l.toc}
 	whole := func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(l.blob) }
 	gone := func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusNotFound) }
@@ -197,7 +238,8 @@ func TestMountError(t *testing.T) {
 	}{
 		"registry without ranges": {whole, l, "the registry answered 200 to a range request"},
 		"blob is gone":            {gone, l, "404 Not Found"},
-		"no table of contents":    {nil, garbage, "its table of contents can't be read: "},
+		"no table of contents":    {nil, garbage, "its table of contents can't be used: "},
+		"footer points outside":   {nil, outside, "its table of contents can't be used: "},
 		"unknown size":            {whole, layer{digest: l.digest, toc: l.toc}, "the registry answered 200 to a range request"},
 	} {
 		t.Run(name, func(t *testing.T) {

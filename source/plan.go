@@ -197,3 +197,29 @@ func (ps *plans) get(id string) *plan {
 	defer ps.mu.Unlock()
 	return ps.byID[id]
 }
+
+// handlers returns the newest known handler of each blob, false if there is
+// none for one of them.
+func (ps *plans) handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	found := cache.DescHandlers{}
+	for _, id := range slices.Backward(ps.ids) {
+		p := ps.byID[id]
+		for i := range p.layers {
+			l := &p.layers[i]
+			if _, ok := found[l.desc.Digest]; !ok && l.handler != nil && slices.Contains(blobs, l.desc.Digest) {
+				found[l.desc.Digest] = l.handler
+			}
+		}
+		if len(found) == len(blobs) {
+			break
+		}
+	}
+	for _, dgst := range blobs {
+		if found[dgst] == nil {
+			return nil, false
+		}
+	}
+	return found, true
+}

@@ -134,3 +134,27 @@ func TestPlansForgetTheOldest(t *testing.T) {
 		t.Errorf("%d plans are kept", len(ps.byID))
 	}
 }
+
+// Handlers of all images that are remembered are found, the newest first; all or none.
+func TestHandlers(t *testing.T) {
+	var ps plans
+	of := func(ref string, names ...string) {
+		handlers := map[digest.Digest]*cache.DescHandler{}
+		var layers []ocispecs.Descriptor
+		for _, n := range names {
+			layers = append(layers, lazy(n))
+			handlers[digest.FromString(n)] = &cache.DescHandler{Ref: ref}
+		}
+		ps.add(newPlan(ref, digest.FromString(ref), layers, handlers, ""))
+	}
+	of("one", "a", "b")
+	of("two", "b", "c")
+	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
+	got, ok := ps.handlers([]digest.Digest{a, b, c})
+	if !ok || got[a].Ref != "one" || got[b].Ref != "two" || got[c].Ref != "two" {
+		t.Errorf("handlers %v, %t", got, ok)
+	}
+	if got, ok := ps.handlers([]digest.Digest{a, digest.FromString("z")}); ok {
+		t.Errorf("a stranger among them: %v", got)
+	}
+}

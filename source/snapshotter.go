@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	bksnapshot "github.com/moby/buildkit/snapshot"
@@ -50,6 +52,29 @@ func NewSnapshotter(next bksnapshot.Snapshotter, opt SnapshotterOptions) *Snapsh
 // errPull tells the cache manager, to which every error means the same, to pull
 // this layer and those above.
 var errPull = errors.New("layer is pulled eagerly")
+
+// labelRemote says that a snapshot's blob need not be in the content store.
+const labelRemote = "containerd.io/snapshot/remote"
+
+// Stat implements snapshot.Snapshotter. A lazy layer whose blob is in the content
+// store, e.g. because it was converted, is not remote any more: BuildKit would
+// otherwise ask for a way to fetch what it made of the blob itself.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, error) {
+	info, err := s.Snapshotter.Stat(ctx, key)
+	if err != nil {
+		return info, err
+	}
+	if _, remote := info.Labels[labelRemote]; !remote {
+		return info, nil
+	}
+	if dgst, err := digest.Parse(info.Labels[snapshot.LabelDigest]); err == nil {
+		if _, err := s.opt.ContentStore.Info(ctx, dgst); err == nil {
+			info.Labels = maps.Clone(info.Labels)
+			delete(info.Labels, labelRemote)
+		}
+	}
+	return info, nil
+}
 
 // Prepare implements snapshot.Snapshotter. With the labels of a plan it makes the
 // layer's snapshot and returns ErrAlreadyExists, or errPull if no layer from
@@ -196,4 +221,9 @@ func (s *Snapshotter) unpack(ctx context.Context, p *plan, i int, target, parent
 		return err
 	}
 	return nil
+}
+
+// Handlers returns how to fetch the blobs, false if that's not known of one.
+func (s *Snapshotter) Handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
+	return s.plans.handlers(blobs)
 }

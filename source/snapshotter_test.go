@@ -330,7 +330,7 @@ func TestMountFails(t *testing.T) {
 			t.Fatalf("%d layers, %v", n, err)
 		}
 		b.wantLog("mount target0 fails", "prepare extract on parent", "commit target0", "mount target1")
-		b.wantLines(names, "mounting layer lazy0 (estargz)", "pulling layer lazy0 : its table of contents can't be read: bad footer", "extracting lazy0",
+		b.wantLines(names, "mounting layer lazy0 (estargz)", "pulling layer lazy0 : its table of contents can't be used: bad footer", "extracting lazy0",
 			"mounting layer lazy1 (estargz)", "lazy 1 of 2 layers, 5 B of 10 B fetched")
 	})
 	t.Run("on top", func(t *testing.T) {
@@ -456,5 +456,44 @@ func TestSizeInWords(t *testing.T) {
 		if got := size(n); got != want {
 			t.Errorf("size(%d) = %q, want %q", n, got, want)
 		}
+	}
+}
+
+type statSnapshotter struct {
+	bksnapshot.Snapshotter
+	info snapshots.Info
+}
+
+func (s statSnapshotter) Stat(context.Context, string) (snapshots.Info, error) { return s.info, nil }
+
+// BuildKit calls a layer lazy while its snapshot is remote, and then wants to know
+// how to fetch even what it has converted the layer's blob to.
+func TestALayerWhoseBlobIsThereIsNotRemote(t *testing.T) {
+	blob := []byte("blob")
+	store, err := local.NewStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	labels := map[string]string{labelRemote: "remote snapshot", snapshot.LabelDigest: digest.FromBytes(blob).String()}
+	s := NewSnapshotter(statSnapshotter{info: snapshots.Info{Labels: labels}}, SnapshotterOptions{ContentStore: store})
+	remote := func() bool {
+		info, err := s.Stat(t.Context(), "layer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, ok := info.Labels[labelRemote]
+		return ok
+	}
+	if !remote() {
+		t.Error("without its blob, the layer must be remote")
+	}
+	if err := content.WriteBlob(t.Context(), store, "x", bytes.NewReader(blob), ocispecs.Descriptor{Digest: digest.FromBytes(blob), Size: 4}); err != nil {
+		t.Fatal(err)
+	}
+	if remote() {
+		t.Error("with its blob in the content store, the layer must not be remote")
+	}
+	if _, ok := labels[labelRemote]; !ok {
+		t.Error("the snapshotter's own labels were changed")
 	}
 }

@@ -101,6 +101,7 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
+		Local:        opt.local,
 	}
 	return runc.SnapshotterFactory{
 		Name: snapshot.Name,

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/moby/buildkit/client"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/session"
+	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/resolver"
 	bkworker "github.com/moby/buildkit/worker"
@@ -37,6 +40,8 @@ type Options struct {
 	TraceSocket string
 	// Version is what the worker reports to clients.
 	Version client.BuildkitVersion
+
+	local func() content.Provider // where blobs are that need not be fetched any more
 }
 
 // Worker is BuildKit's OCI worker with lazy base images.
@@ -44,6 +49,7 @@ type Worker struct {
 	*base.Worker
 	reporter    *report.Reporter
 	snapshotter snapshots.Snapshotter
+	planner     *source.Snapshotter // nil without lazy layers
 	door        Door
 }
 
@@ -58,6 +64,14 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	w := &Worker{reporter: &report.Reporter{}}
 	hosts := resolver.NewRegistryConfig(opt.Config.Registries)
 
+	// The snapshotter is made before the content store.
+	var blobs atomic.Pointer[containerdsnapshot.Store]
+	opt.local = func() content.Provider {
+		if s := blobs.Load(); s != nil {
+			return s
+		}
+		return nil
+	}
 	factory, door, err := snapshotterFactory(opt, hosts, w.reporter)
 	if err != nil {
 		return nil, err
@@ -85,6 +99,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		return nil, err
 	}
 	wopt.RegistryHosts = hosts
+	blobs.Store(wopt.ContentStore)
 	var planner *source.Snapshotter
 	if door.Lazy {
 		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
@@ -99,6 +114,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
 		return nil, err
 	}
+	w.planner = planner
 	if door.Lazy {
 		sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
 		// The last registration of a scheme wins.
