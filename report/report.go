@@ -42,6 +42,8 @@ type Layer struct {
 type Image struct {
 	Ref    string        `json:"ref"`
 	Digest digest.Digest `json:"digest"`
+	// Platform is e.g. "linux/arm64"; Digest may be an index that has several.
+	Platform string `json:"platform,omitempty"`
 	// Lazy is the number of layers whose mode is Lazy.
 	Lazy int `json:"lazy"`
 	// Size and Fetched are sums over the layers, in bytes.
@@ -64,8 +66,22 @@ type Reporter struct {
 	mu     sync.Mutex
 	layers map[digest.Digest]*layer
 	builds map[string][]*Account
+	known  []Base // which builds have used, oldest first
 	failed []failure
 }
+
+// Base is a base image as it was resolved.
+type Base struct {
+	Ref      string
+	Digest   digest.Digest // of the manifest or index
+	Platform string        // e.g. "linux/amd64"
+	Layers   []Descriptor  // bottom first
+}
+
+// keepBases bounds the list of known images.
+const keepBases = 512
+
+func (b Base) is(ref, platform string) bool { return b.Ref == ref && b.Platform == platform }
 
 type layer struct {
 	mode    Mode
@@ -78,14 +94,14 @@ type layer struct {
 // Account is the account of one build, from [Reporter.Begin] to [Reporter.End].
 type Account struct {
 	session string
-	images  []image
+	images  []Base
+	wants   []Base                  // by ref and platform only
 	base    map[digest.Digest]layer // counters when the build first met the layer
 }
 
-type image struct {
-	ref    string
-	digest digest.Digest
-	layers []Descriptor
+// has reports whether the account lists the image.
+func (a *Account) has(b Base) bool {
+	return slices.ContainsFunc(a.images, func(i Base) bool { return i.is(b.Ref, b.Platform) && i.Digest == b.Digest })
 }
 
 // Descriptor is a layer as a manifest lists it.
@@ -196,18 +212,51 @@ func (r *Reporter) Begin(session string) *Account {
 
 // Use notes that the builds of these sessions use an image. Sessions that belong
 // to no open account are ignored.
-func (r *Reporter) Use(sessions []string, ref string, dgst digest.Digest, layers []Descriptor) {
+func (r *Reporter) Use(sessions []string, img Base) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.known = slices.DeleteFunc(r.known, func(b Base) bool { return b.is(img.Ref, img.Platform) })
+	if len(r.known) == keepBases {
+		r.known = slices.Delete(r.known, 0, 1)
+	}
+	r.known = append(r.known, img)
 	for _, s := range sessions {
 		for _, a := range r.builds[s] {
-			if slices.ContainsFunc(a.images, func(i image) bool { return i.ref == ref && i.digest == dgst }) {
-				continue
-			}
-			a.images = append(a.images, image{ref, dgst, layers})
-			for _, d := range layers {
-				if _, ok := a.base[d.Digest]; !ok {
-					a.base[d.Digest] = *r.layer(d.Digest)
+			r.use(a, img)
+		}
+	}
+}
+
+func (r *Reporter) use(a *Account, img Base) {
+	if a.has(img) {
+		return
+	}
+	a.images = append(a.images, img)
+	for _, d := range img.Layers {
+		if _, ok := a.base[d.Digest]; !ok {
+			a.base[d.Digest] = *r.layer(d.Digest)
+		}
+	}
+}
+
+// Expect notes that the builds of these sessions have asked what an image is. A
+// build which shares its FROM step with one that came before says no more than
+// that: the step resolves for both.
+func (r *Reporter) Expect(sessions []string, ref, platform string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	want := Base{Ref: ref, Platform: platform}
+	for _, s := range sessions {
+		for _, a := range r.builds[s] {
+			a.wants = append(a.wants, want)
+			for _, b := range r.known {
+				if !b.is(ref, platform) {
+					continue
+				}
+				for _, d := range b.Layers {
+					if _, ok := a.base[d.Digest]; !ok {
+						a.base[d.Digest] = *r.layer(d.Digest)
+					}
 				}
 			}
 		}
@@ -222,6 +271,13 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 	open := slices.DeleteFunc(r.builds[b.session], func(a *Account) bool { return a == b })
 	if r.builds[b.session] = open; len(open) == 0 {
 		delete(r.builds, b.session)
+	}
+	for _, want := range b.wants {
+		for _, img := range r.known {
+			if img.is(want.Ref, want.Platform) && !b.has(img) {
+				b.images = append(b.images, img)
+			}
+		}
 	}
 	if len(b.images) == 0 {
 		return Report{}, false
@@ -240,22 +296,24 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 			rep.WaitSeconds += l.WaitSeconds
 		}
 	}
-	slices.SortFunc(rep.Images, func(a, b Image) int { return cmp.Compare(a.Ref, b.Ref) })
+	slices.SortFunc(rep.Images, func(a, b Image) int {
+		return cmp.Or(cmp.Compare(a.Ref, b.Ref), cmp.Compare(a.Platform, b.Platform))
+	})
 	return rep, true
 }
 
 // Image returns the state of an image's layers, and all that was ever fetched
 // of them.
-func (r *Reporter) Image(ref string, dgst digest.Digest, layers []Descriptor) Image {
+func (r *Reporter) Image(b Base) Image {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.image(image{ref, dgst, layers}, nil)
+	return r.image(b, nil)
 }
 
-func (r *Reporter) image(i image, base map[digest.Digest]layer) Image {
-	img := Image{Ref: i.ref, Digest: i.digest}
+func (r *Reporter) image(b Base, base map[digest.Digest]layer) Image {
+	img := Image{Ref: b.Ref, Digest: b.Digest, Platform: b.Platform}
 	seen := map[digest.Digest]bool{}
-	for _, d := range i.layers {
+	for _, d := range b.Layers {
 		l, from := r.layer(d.Digest), base[d.Digest]
 		out := Layer{
 			Digest: d.Digest, Size: d.Size, Mode: l.mode, Format: l.format, Reason: l.reason,

@@ -28,9 +28,9 @@ func TestReport(t *testing.T) {
 	r.Fetched(a, 100, time.Second) // before the build: not its own
 
 	build := r.Begin("session")
-	r.Use([]string{"other", "session"}, "image:v1", manifest, layers)
+	r.Use([]string{"other", "session"}, Base{Ref: "image:v1", Digest: manifest, Layers: layers})
 	r.Fetched(a, 10, 500*time.Millisecond)
-	r.Use([]string{"session"}, "image:v1", manifest, layers) // by another step
+	r.Use([]string{"session"}, Base{Ref: "image:v1", Digest: manifest, Layers: layers}) // by another step
 	r.Fetched(a, 5, 250*time.Millisecond)
 	r.Pulled(b, "no table of contents")
 	r.Fetched(b, 200, time.Second)
@@ -55,7 +55,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("accounts left: %v", r.builds)
 	}
 	// All that was ever fetched.
-	if img := r.Image("image:v1", manifest, layers); img.Fetched != 315 {
+	if img := r.Image(Base{Ref: "image:v1", Digest: manifest, Layers: layers}); img.Fetched != 315 {
 		t.Errorf("%d bytes in all", img.Fetched)
 	}
 }
@@ -64,9 +64,9 @@ func TestReport(t *testing.T) {
 func TestSharedLayer(t *testing.T) {
 	var r Reporter
 	build := r.Begin("s")
-	r.Use([]string{"s"}, "z:v1", manifest, []Descriptor{{a, 1000}, {b, 10}})
+	r.Use([]string{"s"}, Base{Ref: "z:v1", Digest: manifest, Layers: []Descriptor{{a, 1000}, {b, 10}}})
 	r.Fetched(a, 7, 0)
-	r.Use([]string{"s"}, "y:v1", manifest, []Descriptor{{a, 1000}, {c, 20}})
+	r.Use([]string{"s"}, Base{Ref: "y:v1", Digest: manifest, Layers: []Descriptor{{a, 1000}, {c, 20}}})
 	r.Fetched(a, 3, 0)
 	got, _ := r.End(build)
 	if got.Size != 1030 || got.Fetched != 10 || len(got.Images) != 2 || got.Images[0].Ref != "y:v1" || got.Images[0].Fetched != 10 {
@@ -78,12 +78,12 @@ func TestSharedLayer(t *testing.T) {
 func TestSharedSession(t *testing.T) {
 	var r Reporter
 	one, two, stranger := r.Begin("s"), r.Begin("s"), r.Begin("t")
-	r.Use([]string{"s"}, "i", manifest, layers)
+	r.Use([]string{"s"}, Base{Ref: "i", Digest: manifest, Layers: layers})
 	r.Fetched(a, 10, 0)
 	if got, ok := r.End(one); !ok || got.Fetched != 10 {
 		t.Errorf("first: %+v", got)
 	}
-	r.Use([]string{"s"}, "late", manifest, layers)
+	r.Use([]string{"s"}, Base{Ref: "late", Digest: manifest, Layers: layers})
 	r.Fetched(a, 5, 0)
 	if got, ok := r.End(two); !ok || got.Fetched != 15 || len(got.Images) != 2 {
 		t.Errorf("second: %+v", got)
@@ -95,7 +95,7 @@ func TestSharedSession(t *testing.T) {
 
 func TestModes(t *testing.T) {
 	var r Reporter
-	layer := func() Layer { return r.Image("i", manifest, layers[:1]).Layers[0] }
+	layer := func() Layer { return r.Image(Base{Ref: "i", Digest: manifest, Layers: layers[:1]}).Layers[0] }
 	if l := layer(); l.Mode != Unused {
 		t.Errorf("at first %+v", l)
 	}
@@ -167,7 +167,7 @@ func TestInterceptor(t *testing.T) {
 					t.Errorf("the handler got %v", req)
 				}
 				if tc.use {
-					r.Use([]string{"s"}, "image:v1", manifest, layers)
+					r.Use([]string{"s"}, Base{Ref: "image:v1", Digest: manifest, Layers: layers})
 					r.Opened(a, "estargz")
 					r.Fetched(a, 42, time.Second)
 				}
@@ -222,7 +222,7 @@ func TestConcurrentUse(t *testing.T) {
 			s := fmt.Sprint("session", i%3)
 			for range 50 {
 				build := r.Begin(s)
-				r.Use([]string{s}, "i", manifest, layers)
+				r.Use([]string{s}, Base{Ref: "i", Digest: manifest, Layers: layers})
 				r.Fetched(a, 1, time.Millisecond)
 				r.Opened(b, "estargz")
 				r.ReadFailed(b, errors.New("x"))
@@ -236,7 +236,44 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := r.Image("i", manifest, layers).Fetched; n != 400 {
+	if n := r.Image(Base{Ref: "i", Digest: manifest, Layers: layers}).Fetched; n != 400 {
 		t.Errorf("%d bytes", n)
+	}
+}
+
+// Two targets of a bake share their FROM step: the second build only asks what the
+// image is, and still finds it in its report.
+func TestExpectedImageIsReported(t *testing.T) {
+	var r Reporter
+	img := Base{Ref: "image@sha256:1", Digest: manifest, Platform: "linux/amd64", Layers: []Descriptor{{digest.FromString("shared"), 100}}}
+	first := r.Begin("first")
+	r.Use([]string{"first"}, img)
+	r.Fetched(img.Layers[0].Digest, 30, 0)
+	second := r.Begin("second")
+	r.Expect([]string{"second"}, img.Ref, img.Platform)
+	r.Expect([]string{"second"}, img.Ref, "linux/arm64") // nobody used it
+	r.Fetched(img.Layers[0].Digest, 5, 0)
+	for name, c := range map[string]struct {
+		a    *Account
+		want int64
+	}{"first": {first, 35}, "second": {second, 5}} {
+		rep, ok := r.End(c.a)
+		if !ok || len(rep.Images) != 1 || rep.Images[0].Platform != img.Platform || rep.Fetched != c.want {
+			t.Errorf("%s: report %+v, %t; want one image, %d bytes fetched", name, rep, ok, c.want)
+		}
+	}
+}
+
+func TestPlatformsOfAnIndexAreToldApart(t *testing.T) {
+	var r Reporter
+	a := r.Begin("s")
+	for _, p := range []string{"linux/arm64", "linux/amd64"} {
+		img := Base{Ref: "image@sha256:1", Digest: manifest, Platform: p, Layers: []Descriptor{{digest.FromString(p), 100}}}
+		r.Use([]string{"s"}, img)
+		r.Use([]string{"s"}, img)
+	}
+	rep, _ := r.End(a)
+	if len(rep.Images) != 2 || rep.Images[0].Platform != "linux/amd64" || rep.Size != 200 {
+		t.Errorf("report %+v, want both platforms", rep)
 	}
 }

@@ -36,6 +36,7 @@ type plan struct {
 	id       string
 	ref      string
 	digest   digest.Digest
+	platform string // e.g. "linux/amd64"
 	layers   []layer
 	progress progress.Controller // of the FROM step; nil for a build nobody watches
 
@@ -120,6 +121,11 @@ func (p *plan) lazyAbove(i int) bool {
 		}
 	}
 	return false
+}
+
+// base is the image as reports know it.
+func (p *plan) base() report.Base {
+	return report.Base{Ref: p.ref, Digest: p.digest, Platform: p.platform, Layers: p.descriptors()}
 }
 
 func (p *plan) descriptors() []report.Descriptor {

@@ -47,7 +47,7 @@ func (s *Snapshotter) summarize(ctx context.Context, p *plan) {
 	if announced {
 		return
 	}
-	img := s.opt.Reporter.Image(p.ref, p.digest, p.descriptors())
+	img := s.opt.Reporter.Image(p.base())
 	fetched := img.Fetched
 	for _, l := range img.Layers {
 		if l.Mode == report.Eager {
@@ -70,7 +70,7 @@ func (s *Snapshotter) announceKnown(ctx context.Context, p *plan) {
 	if len(p.layers) == 0 {
 		return
 	}
-	for _, l := range s.opt.Reporter.Image(p.ref, p.digest, p.descriptors()).Layers {
+	for _, l := range s.opt.Reporter.Image(p.base()).Layers {
 		if l.Mode == report.Unused {
 			return
 		}

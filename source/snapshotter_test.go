@@ -312,7 +312,7 @@ func TestPulledInPlace(t *testing.T) {
 	if b.opened["lazy2"] != 0 || len(b.leases) != 0 {
 		t.Errorf("lazy2 read %d times, leases left: %v", b.opened["lazy2"], b.leases)
 	}
-	img := b.rep.Image("", "", b.plan.descriptors())
+	img := b.rep.Image(b.plan.base())
 	if img.Lazy != 1 || img.Layers[0].Fetched != 6 || img.Layers[0].Mode != report.Eager {
 		t.Errorf("report %+v", img)
 	}

@@ -97,7 +97,7 @@ func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index
 		i.src.opt.Snapshotter.plans.add(p)
 	}
 	if jobCtx != nil {
-		i.src.opt.Reporter.Use(session.AllSessionIDs(jobCtx.Session()), i.ref, i.plan.digest, i.plan.descriptors())
+		i.src.opt.Reporter.Use(session.AllSessionIDs(jobCtx.Session()), i.plan.base())
 	}
 	return key, pin, opts, done, nil
 }
@@ -115,6 +115,7 @@ func (i *instance) newPlan(ctx context.Context, root digest.Digest, opts solver.
 		return nil, err
 	}
 	p := newPlan(i.ref, root, layers, handlers, i.eager)
+	p.platform = platforms.Format(platforms.Normalize(i.platform))
 	for n := range p.layers {
 		l := &p.layers[n]
 		h := l.handler
