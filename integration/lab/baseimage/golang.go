@@ -1,15 +1,18 @@
 package baseimage
 
 import (
+	"archive/tar"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -145,16 +148,51 @@ func goLayers(ctx context.Context, cache string) ([]Layer, error) {
 	}
 	var layers []Layer
 	for _, p := range parts {
-		l := Layer{Name: p.name, Tar: filepath.Join(cache, version+"-v1-"+p.name+".tar")}
+		l := Layer{Name: p.name, Tar: filepath.Join(cache, version+"-v2-"+p.name+".tar")}
 		layers = append(layers, l)
 		if _, err := os.Stat(l.Tar); err == nil {
 			continue
 		}
 		// The flags let the transformation leave targets of symlinks alone.
 		args := append(p.args, "--anchored", "--owner=0", "--group=0", "--transform=flags=rh;s,^\\.,"+goroot+",")
-		if err := tarTree(ctx, l.Tar, root, args...); err != nil {
+		if err := tarTree(ctx, l.Tar+".tree", root, args...); err != nil {
 			return nil, err
+		}
+		if err := underParents(l.Tar, l.Tar+".tree"); err != nil {
+			return nil, fmt.Errorf("pack %s: %w", p.name, err)
 		}
 	}
 	return layers, nil
+}
+
+// underParents makes out of tree, which has files below goroot, by putting the directories above
+// that before them: builders write them, and a layer without them can't be mounted lazily.
+func underParents(out, tree string) (err error) {
+	in, err := os.Open(tree)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close(), os.Remove(tree)) }()
+	tmp, err := os.Create(out + ".tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, tmp.Close()); err == nil {
+			err = os.Rename(tmp.Name(), out)
+		}
+	}()
+	tw := tar.NewWriter(tmp)
+	for _, d := range []Entry{Dir("usr"), Dir("usr/local")} {
+		d.Header.ModTime = time.Unix(1_700_000_000, 0)
+		if err := tw.WriteHeader(&d.Header); err != nil {
+			return err
+		}
+	}
+	// Not closed: the archive goes on with the tree's entries.
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	_, err = io.Copy(tmp, in)
+	return err
 }
