@@ -1,0 +1,191 @@
+// Command bench measures cold builds by buildkitd-lazy and by stock BuildKit against each other.
+//
+// Everybody gets the same base image over the same link, in the format that suits them: stock overlayfs as gzip and as
+// zstd, stock stargz (with its defaults, and tuned: noprefetch, no_background_fetch) and buildkitd-lazy (with its
+// defaults) as eStargz. The registry is behind a link of given bandwidth (tbf) and delay (a front that also
+// counts), see lab/link. Before each cold build the state directory is new and the page cache dropped, but for the registry's
+// blobs, as a registry's disk is another machine's. The daemons link the same versions of every module they have in
+// common; bench refuses to compare others.
+//
+// Contestants take turns within a run, so that what else happens on the machine hits all of them, and begin with another
+// one in each run. Every build's result is exported and looked at; contestants must agree on it.
+//
+// Time to the first RUN is measured by the first line that its command prints: by then the base image is there, as far
+// as needed, and the command's shell runs. RUN is from there to the end of the step, total the life of the
+// client. Bytes, requests and the most outstanding are those of the link until the client ends; what
+// goes on behind a finished build is not counted.
+//
+// Base images are kept in the user's cache directory (BUILDKITD_LAZY_BENCH_CACHE replaces it); making the Debian one
+// takes some minutes. Everything else goes when the bench ends or is interrupted. With -json the file is rewritten after each
+// measurement, so an interrupted bench leaves its figures.
+//
+// It needs root, and `make build tools`; `make bench` does everything.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+func main() {
+	p, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	// Interrupted, everything that has been registered is undone before the process ends.
+	stop := cleanup.Trap()
+	ctx, forget := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer forget()
+	err = run(ctx, p)
+	if ctx.Err() != nil {
+		select {} // the trap is undoing, and ends the process when it has
+	}
+	cleanup.All()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+
+func run(ctx context.Context, p plan) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("daemons, mounts and the shaped link need root: run sudo make bench")
+	}
+	rep := &report{Started: time.Now(), Machine: thisMachine(), Runs: p.runs}
+	if rep.Versions, err = versions(); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "lazy-bench-")
+	if err != nil {
+		return err
+	}
+	// Registered first, so undone last: when nothing is mounted below it any more.
+	defer cleanup.Add(func() {
+		if err := os.RemoveAll(work); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	})()
+	if err := os.Setenv("TMPDIR", work); err != nil {
+		return err
+	}
+	st, err := openStore(ctx, p)
+	if err != nil {
+		return err
+	}
+	rep.Bases = st.bases
+	for _, s := range p.shapes {
+		if err := overLink(ctx, p, s.Shape, st, work, rep); err != nil {
+			return err
+		}
+	}
+	return rep.table(os.Stdout)
+}
+
+// versions refuses to compare daemons that differ in what they share.
+func versions() (map[string]string, error) {
+	ours, err := daemon.Bin(daemon.OursBinary)
+	if err != nil {
+		return nil, err
+	}
+	stock, err := daemon.Bin(daemon.StockBinary)
+	if err != nil {
+		return nil, err
+	}
+	shared, differ, err := daemon.SharedVersions(ours, stock)
+	if err != nil {
+		return nil, err
+	}
+	if len(differ) > 0 {
+		return nil, fmt.Errorf("%s and %s are not comparable, make build tools: %s", ours, stock, strings.Join(differ, "; "))
+	}
+	out := map[string]string{}
+	for _, m := range []string{
+		"go", "github.com/moby/buildkit", "github.com/containerd/containerd/v2",
+		"github.com/containerd/stargz-snapshotter", "github.com/containerd/stargz-snapshotter/estargz", "github.com/hanwen/go-fuse/v2",
+	} {
+		if v := shared[m]; v != "" {
+			out[m] = v
+		}
+	}
+	return out, nil
+}
+
+// overLink measures everything over one link.
+func overLink(ctx context.Context, p plan, shape link.Shape, st *store, work string, rep *report) (err error) {
+	l, err := link.New(ctx, shape)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	ln, err := l.Listen()
+	if err != nil {
+		return err
+	}
+	reg, err := registry.Start(registry.Options{Dir: st.dir, Listener: ln, Front: l.Front})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, reg.Close()) }()
+	c := &course{link: l, reg: reg, work: work, timeout: p.timeout, lock: p.lock}
+	steps := p.steps()
+	for i, s := range steps {
+		for n := range p.runs {
+			for _, who := range rotate(p.contestants, i+n) {
+				img := st.images[s.base][who.format]
+				samples, err := c.measure(ctx, who, s.w, reg.Ref(img.tag), img.blobs, s.phases)
+				if err != nil {
+					return fmt.Errorf("%s on %s with %s: %w", s.w.name, s.base, who.name, err)
+				}
+				for _, phase := range append([]string{""}, s.phases...) {
+					sm, ok := samples[phase]
+					if !ok {
+						continue
+					}
+					g := rep.group(shape.String(), s.base, s.w.name, phase)
+					r := g.row(who, img.size)
+					r.Samples = append(r.Samples, sm)
+					g.summarize()
+					announce(i+1, len(steps), n+1, p.runs, g, who, sm)
+				}
+				if p.json != "" {
+					if err := rep.save(p.json); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		for _, g := range rep.Groups {
+			if err := g.agree(); err != nil {
+				return fmt.Errorf("contestants disagree: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func announce(i, steps, n, runs int, g *group, who contestant, s sample) {
+	what := fmt.Sprintf("%.1f s, %.1f MB", s.Total, float64(s.Bytes)/1e6)
+	if s.Error != "" {
+		what = "failed: " + firstLine(s.Error)
+	}
+	say("%d/%d, run %d/%d, %s on %s over %s: %s %s", i, steps, n, runs, g.title(), g.Base, g.Link, who.name, what)
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
+)
+
+// shapes are the links, by the name that -link knows them by.
+var shapes = []namedShape{
+	{"200", link.Shape{Mbit: 200, Delay: 20 * time.Millisecond}},
+	{"1000", link.Shape{Mbit: 1000, Delay: 2 * time.Millisecond}},
+	{"50", link.Shape{Mbit: 50, Delay: 80 * time.Millisecond}},
+}
+
+type namedShape struct {
+	name string
+	link.Shape
+}
+
+// plan is what to measure.
+type plan struct {
+	shapes      []namedShape
+	bases       []string
+	workloads   []workload
+	phases      []string // after the principal workload of each base
+	contestants []contestant
+	runs        int
+	timeout     time.Duration
+	json        string
+	lock        string
+}
+
+// parse makes a plan of the command line.
+func parse(args []string) (plan, error) {
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	links := fs.String("link", "200", "links, by their Mbit/s: 200 (20 ms), 1000 (2 ms), 50 (80 ms), or all")
+	bases := fs.String("base", "all", "base images: go, debian, or all")
+	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, copyfrom; again and restart, which repeat the first of the base; or all")
+	who := fs.String("contestant", "all", "contestants: ours, overlayfs-gzip, overlayfs-zstd, stargz, stargz-tuned, or all")
+	runs := fs.Int("runs", 3, "measure everything so many times and take medians")
+	quick := fs.Bool("quick", false, "the Go image, a Go program cold, again and after a restart, three contestants; flags given replace these")
+	timeout := fs.Duration("timeout", 10*time.Minute, "a build that takes longer has failed")
+	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
+	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
+	if err := fs.Parse(args); err != nil {
+		return plan{}, err
+	}
+	if fs.NArg() > 0 {
+		return plan{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if *runs < 1 {
+		return plan{}, fmt.Errorf("-runs %d: nothing to measure", *runs)
+	}
+	if *quick {
+		given := map[string]bool{}
+		fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		for name, value := range map[string]string{
+			"base": "go", "workload": "go,again,restart", "contestant": "ours,overlayfs-zstd,stargz-tuned",
+		} {
+			if !given[name] {
+				if err := fs.Set(name, value); err != nil {
+					return plan{}, err
+				}
+			}
+		}
+	}
+	p := plan{runs: *runs, timeout: *timeout, json: *json, lock: *lock}
+	self := func(s string) string { return s }
+	var errs [5]error
+	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })
+	p.bases, errs[1] = choose("base", *bases, []string{"debian", "go"}, self)
+	p.contestants, errs[2] = choose("contestant", *who, contestants, func(c contestant) string { return c.name })
+	var chosen []string
+	for _, w := range workloads {
+		chosen = append(chosen, w.name)
+	}
+	chosen, errs[3] = choose("workload", *names, append(chosen, again, restart), self)
+	for _, w := range workloads {
+		if slices.Contains(chosen, w.name) {
+			p.workloads = append(p.workloads, w)
+		}
+	}
+	for _, phase := range []string{again, restart} {
+		if slices.Contains(chosen, phase) {
+			p.phases = append(p.phases, phase)
+		}
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return plan{}, err
+	}
+	if len(p.steps()) == 0 {
+		return plan{}, fmt.Errorf("none of the workloads %s can be built on %s", *names, *bases)
+	}
+	return p, nil
+}
+
+// A step is a workload on a base image with the phases that follow.
+type step struct {
+	base   string
+	w      workload
+	phases []string
+}
+
+// steps are what is measured over each link. Phases ask for the workload that they repeat.
+func (p plan) steps() []step {
+	var out []step
+	for _, b := range p.bases {
+		for _, w := range workloads {
+			first := w.name == principal[b]
+			chosen := slices.ContainsFunc(p.workloads, func(c workload) bool { return c.name == w.name })
+			if !w.on(b) || !chosen && (!first || len(p.phases) == 0) {
+				continue
+			}
+			s := step{base: b, w: w}
+			if first {
+				s.phases = p.phases
+			}
+			out = append(out, s)
+		}
+	}
+	return out
+}

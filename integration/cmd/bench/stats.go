@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"slices"
+)
+
+// A spread is what several runs gave.
+type spread struct {
+	Median float64 `json:"median"`
+	Min    float64 `json:"min"`
+	Max    float64 `json:"max"`
+}
+
+// spreadOf returns nil for no values. The median of an even number is between the two in the middle.
+func spreadOf(values []float64) *spread {
+	if len(values) == 0 {
+		return nil
+	}
+	v := slices.Sorted(slices.Values(values))
+	mid := len(v) / 2
+	median := v[mid]
+	if len(v)%2 == 0 {
+		median = (v[mid-1] + v[mid]) / 2
+	}
+	return &spread{Median: median, Min: v[0], Max: v[len(v)-1]}
+}
+
+// A sample is one measured build. Pointers are nil where there was nothing to measure.
+type sample struct {
+	// FirstRUN is from the start of the client until the command of the first RUN speaks, RUN
+	// from then until the step has ended, Total until the client has ended; in seconds.
+	FirstRUN *float64 `json:"first_run_seconds,omitempty"`
+	RUN      *float64 `json:"run_seconds,omitempty"`
+	Total    float64  `json:"total_seconds"`
+	// What went over the link until the client ended.
+	Bytes       int64 `json:"bytes"`
+	Requests    int   `json:"requests"`
+	Outstanding int   `json:"outstanding"` // the most at a time
+	// Result is what was built, as far as it is looked at.
+	Result string `json:"result,omitempty"`
+	// Lazy is what our daemon said about the base image: the summary, and each layer that it pulled whole and why.
+	Lazy []string `json:"lazy,omitempty"`
+	// Load is the machine's load average before the build: others who use it slow both sides.
+	Load float64 `json:"load"`
+	// Error is why there are no figures.
+	Error string `json:"error,omitempty"`
+}
+
+// A row is one contestant at one workload, or at a phase after it.
+type row struct {
+	Contestant string   `json:"contestant"`
+	Stock      bool     `json:"stock"`
+	Format     string   `json:"format"`
+	ImageBytes int64    `json:"image_bytes"` // compressed, in this format
+	Samples    []sample `json:"samples"`
+
+	// What follows is computed from the samples that have no error.
+
+	FirstRUN    *spread `json:"first_run_seconds,omitempty"`
+	RUN         *spread `json:"run_seconds,omitempty"`
+	Total       *spread `json:"total_seconds,omitempty"`
+	Bytes       *spread `json:"bytes,omitempty"`
+	Requests    *spread `json:"requests,omitempty"`
+	Outstanding *spread `json:"outstanding,omitempty"`
+	Fetched     float64 `json:"fetched_percent"` // median bytes of ImageBytes
+	Failed      int     `json:"failed,omitempty"`
+	// Ratio is the best stock row's total, divided by this total: 2 is twice as fast. 0 where there is none.
+	Ratio float64 `json:"ratio_to_best_stock,omitempty"`
+}
+
+// summarize computes what follows from the samples.
+func (r *row) summarize() {
+	var first, run, total, bytes, requests, outstanding []float64
+	r.Failed = 0
+	for _, s := range r.Samples {
+		if s.Error != "" {
+			r.Failed++
+			continue
+		}
+		if s.FirstRUN != nil && s.RUN != nil {
+			first, run = append(first, *s.FirstRUN), append(run, *s.RUN)
+		}
+		total = append(total, s.Total)
+		bytes = append(bytes, float64(s.Bytes))
+		requests = append(requests, float64(s.Requests))
+		outstanding = append(outstanding, float64(s.Outstanding))
+	}
+	r.FirstRUN, r.RUN, r.Total = spreadOf(first), spreadOf(run), spreadOf(total)
+	r.Bytes, r.Requests, r.Outstanding = spreadOf(bytes), spreadOf(requests), spreadOf(outstanding)
+	r.Fetched = 0
+	if r.Bytes != nil && r.ImageBytes > 0 {
+		r.Fetched = 100 * r.Bytes.Median / float64(r.ImageBytes)
+	}
+}
+
+// A group is what can be compared: the rows of one workload on one base image over one link.
+type group struct {
+	Link     string `json:"link"`
+	Base     string `json:"base"`
+	Workload string `json:"workload"`
+	Phase    string `json:"phase,omitempty"` // empty for the cold build
+	Rows     []*row `json:"rows"`
+}
+
+// row returns the contestant's row, which it makes if need be.
+func (g *group) row(c contestant, imageBytes int64) *row {
+	for _, r := range g.Rows {
+		if r.Contestant == c.name {
+			return r
+		}
+	}
+	r := &row{Contestant: c.name, Stock: c.stock(), Format: string(c.format), ImageBytes: imageBytes}
+	g.Rows = append(g.Rows, r)
+	// Rows stand in the order of the list, whoever came first.
+	place := func(r *row) int {
+		return slices.IndexFunc(contestants, func(c contestant) bool { return c.name == r.Contestant })
+	}
+	slices.SortStableFunc(g.Rows, func(a, b *row) int { return place(a) - place(b) })
+	return r
+}
+
+// summarize summarizes the rows and compares them.
+func (g *group) summarize() {
+	var best *row
+	for _, r := range g.Rows {
+		r.summarize()
+		if r.Stock && r.Failed == 0 && r.Total != nil && (best == nil || r.Total.Median < best.Total.Median) {
+			best = r
+		}
+	}
+	for _, r := range g.Rows {
+		r.Ratio = 0
+		if best != nil && r.Total != nil && r.Total.Median > 0 {
+			r.Ratio = best.Total.Median / r.Total.Median
+		}
+	}
+}
+
+// agree returns an error if contestants built different things.
+func (g *group) agree() error {
+	var first *row
+	var want string
+	for _, r := range g.Rows {
+		for _, s := range r.Samples {
+			switch {
+			case s.Error != "":
+			case first == nil:
+				first, want = r, s.Result
+			case s.Result != want:
+				return errors.New(g.Base + " " + g.Workload + ": " + first.Contestant + " built " + want + ", " + r.Contestant + " " + s.Result)
+			}
+		}
+	}
+	return nil
+}
