@@ -35,6 +35,7 @@ type door struct {
 	mounted map[string]digest.Digest        // by mount point
 	failed  map[digest.Digest]error         // the last read that was given up, while a layer is being mounted
 	tocs    map[digest.Digest]digest.Digest // the mounted layer that a table of contents belongs to
+	implied map[digest.Digest][]string      // directories which a table of contents leaves out
 }
 
 func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*door, error) {
@@ -44,6 +45,7 @@ func newDoor(root string, opaque stargzlayer.OverlayOpaqueType, opt Options) (*d
 		mounted: map[string]digest.Digest{},
 		failed:  map[digest.Digest]error{},
 		tocs:    map[digest.Digest]digest.Digest{},
+		implied: map[digest.Digest][]string{},
 	}
 	d.opt.Blob.Failed = func(dgst digest.Digest, err error) {
 		d.failures.Add(1)
@@ -111,6 +113,13 @@ func (d *door) mount(ctx context.Context, mountpoint string, labels map[string]s
 	d.mounted[mountpoint] = src.digest
 	d.tocs[digest.Digest(labels[estargz.TOCJSONDigestAnnotation])] = src.digest
 	return nil
+}
+
+// impliedBy returns the directories that a layer's table of contents leaves out.
+func (d *door) impliedBy(toc digest.Digest) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.implied[toc]
 }
 
 // refetch makes the file system forget the compressed bytes it keeps, of all
@@ -188,7 +197,12 @@ func (d *door) Unmount(ctx context.Context, mountpoint string) error {
 		r = d.readers[dgst]
 		delete(d.readers, dgst)
 		delete(d.failed, dgst)
-		maps.DeleteFunc(d.tocs, func(_, layer digest.Digest) bool { return layer == dgst })
+		maps.DeleteFunc(d.tocs, func(toc, layer digest.Digest) bool {
+			if layer == dgst {
+				delete(d.implied, toc)
+			}
+			return layer == dgst
+		})
 	}
 	d.mu.Unlock()
 	if r != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/containerd/stargz-snapshotter/estargz"
 	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/moby/sys/mountinfo"
@@ -80,6 +81,14 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	var failure error
 	_, err := s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
+	if cerrdefs.IsAlreadyExists(err) {
+		if cerr := s.checkImplied(ctx, key, parent, info.Labels); cerr != nil {
+			if rerr := s.Remove(context.WithoutCancel(ctx), target); rerr != nil {
+				return nil, fmt.Errorf("remove snapshot of layer that can't be lazy: %w", rerr)
+			}
+			return nil, &MountError{Layer: digest.Digest(info.Labels[LabelDigest]), Err: cerr}
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +100,20 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		return nil, mismatch
 	}
 	return nil, &MountError{Layer: digest.Digest(info.Labels[LabelDigest]), Err: failure}
+}
+
+// checkImplied returns an error if the layer just mounted would change directories
+// of the layers below that it has no entry for.
+func (s *Snapshotter) checkImplied(ctx context.Context, key, parent string, labels map[string]string) error {
+	implied := s.door.impliedBy(digest.Digest(labels[estargz.TOCJSONDigestAnnotation]))
+	if len(implied) == 0 {
+		return nil
+	}
+	lower, err := lowerDirs(ctx, s.Snapshotter, key, parent)
+	if err != nil {
+		return err
+	}
+	return checkImplied(implied, lower)
 }
 
 // Cleanup removes what removed snapshots left behind, as containerd's garbage

@@ -138,27 +138,54 @@ func TestCorruptChunkIsAnError(t *testing.T) {
 	}
 }
 
-// A directory without an entry would hide the one of the layer below; one whose
-// entry has the time 0 looks the same to estargz.
+// A directory without an entry hides the one of the layer below, so that one must be
+// as what is made up; a directory whose entry has the time 0 looks the same to estargz.
 func TestDirectoryWithoutEntry(t *testing.T) {
 	for name, c := range map[string]struct {
 		files map[string][]byte
+		lower os.FileMode // of /a in the layer below, 0 for none
 		want  string
 	}{
-		"all there": {map[string][]byte{"a/": nil, "a/b/": nil, "a/b/file": []byte("x")}, ""},
-		"one lacks": {map[string][]byte{"a/": nil, "a/b/file": []byte("x")}, "it has no entry for the directory /a/b"},
+		"all there":                {map[string][]byte{"a/": nil, "a/b/": nil, "a/b/file": []byte("x")}, 0o700, ""},
+		"one lacks, none below":    {map[string][]byte{"a/b/file": []byte("x")}, 0, ""},
+		"one lacks, same below":    {map[string][]byte{"a/b/file": []byte("x")}, 0o755, ""},
+		"one lacks, another below": {map[string][]byte{"a/b/file": []byte("x")}, 0o711, "it has no entry for the directory /a, whose mode 0711 and owner 0:0 below it would hide"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := layerOf(t, c.files)
 			reg := newRegistry(t, nil, l)
-			s, _ := newSnapshotter(t, reg.options())
-			_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l)))
-			failed, ok := errors.AsType[*MountError](err)
-			switch {
-			case c.want == "" && !cerrdefs.IsAlreadyExists(err):
-				t.Errorf("Prepare: %v", err)
-			case c.want != "" && (!ok || !strings.HasSuffix(failed.Reason(), c.want)):
+			s, root := newSnapshotter(t, reg.options())
+			if _, err := s.Prepare(t.Context(), "lower-key", ""); err != nil {
+				t.Fatal(err)
+			}
+			if c.lower != 0 {
+				m, err := s.Mounts(t.Context(), "lower-key")
+				if err != nil {
+					t.Fatal(err)
+				}
+				dir := filepath.Join(m[0].Source, "a")
+				if err := errors.Join(os.Mkdir(dir, c.lower), os.Chmod(dir, c.lower)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Commit(t.Context(), "lower", "lower-key"); err != nil {
+				t.Fatal(err)
+			}
+			_, err := s.Prepare(t.Context(), "key", "lower", snapshots.WithLabels(reg.labels("upper", l)))
+			if c.want == "" {
+				if !cerrdefs.IsAlreadyExists(err) {
+					t.Errorf("Prepare: %v", err)
+				}
+				return
+			}
+			if failed, ok := errors.AsType[*MountError](err); !ok || !strings.HasSuffix(failed.Reason(), c.want) {
 				t.Errorf("Prepare: %v, want %q", err, c.want)
+			}
+			if err := s.Cleanup(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n, m := names(t, s), mountsBelow(t, root); !slices.Equal(n, []string{"lower"}) || len(m) != 0 {
+				t.Errorf("snapshots %q, mounts %q", n, m)
 			}
 		})
 	}

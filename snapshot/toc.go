@@ -26,47 +26,48 @@ func (d *door) openTOC(sr *io.SectionReader, opts ...metadata.Option) (_ metadat
 	if err != nil {
 		return nil, err
 	}
-	dir, err := impliedDir(r, sr)
+	dirs, err := impliedDirs(r, sr)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
-	if dir != "" {
-		return nil, errors.Join(fmt.Errorf("it has no entry for the directory %s", dir), r.Close())
-	}
+	d.mu.Lock()
+	d.implied[r.TOCDigest()] = dirs
+	d.mu.Unlock()
 	return &toc{Reader: r, door: d}, nil
 }
 
-// impliedDir returns a directory, other than the root, which the layer needs and
-// has no entry for, "" if there is none. Unpacked, such a directory is the one of
-// the layer below, with its mode and owner; the file system would make one up and
-// hide that.
-func impliedDir(r metadata.Reader, sr *io.SectionReader) (string, error) {
+// impliedDirs returns the directories, other than the root, which the layer needs
+// and has no entry for. Unpacked, such a directory is the one of the layer below,
+// with its mode and owner; the file system makes one up, which hides that.
+func impliedDirs(r metadata.Reader, sr *io.SectionReader) ([]string, error) {
 	suspect, err := madeUp(r, r.RootID())
 	if err != nil || !suspect {
-		return "", err
+		return nil, err
 	}
 	// Such an entry may also be a real one: only the table itself tells.
 	off, footer, err := estargz.OpenFooter(sr)
 	if err != nil {
-		return "", nil // another format, whose writers leave none out
+		return nil, nil // another format, whose writers leave none out
 	}
 	table, _, err := new(estargz.GzipDecompressor).ParseTOC(io.NewSectionReader(sr, off, sr.Size()-footer-off))
 	if err != nil {
-		return "", fmt.Errorf("parse table of contents: %w", err)
+		return nil, fmt.Errorf("parse table of contents: %w", err)
 	}
 	clean := func(name string) string { return path.Clean("/" + name) }
-	dirs := map[string]bool{"/": true}
+	have := map[string]bool{"/": true}
 	for _, e := range table.Entries {
 		if e.Type == "dir" {
-			dirs[clean(e.Name)] = true
+			have[clean(e.Name)] = true
 		}
 	}
+	var implied []string
 	for _, e := range table.Entries {
-		if dir := path.Dir(clean(e.Name)); !dirs[dir] {
-			return dir, nil
+		for dir := path.Dir(clean(e.Name)); !have[dir]; dir = path.Dir(dir) {
+			have[dir] = true
+			implied = append(implied, dir)
 		}
 	}
-	return "", nil
+	return implied, nil
 }
 
 // madeUp reports whether a directory below id looks as estargz makes up those that

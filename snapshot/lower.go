@@ -1,0 +1,64 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sys/unix"
+)
+
+// lowerDirs returns the directories of the layers of a snapshot, topmost first.
+func lowerDirs(ctx context.Context, s snapshots.Snapshotter, key, parent string) (dirs []string, err error) {
+	if parent == "" {
+		return nil, nil
+	}
+	view := key + "-lower"
+	mounts, err := s.View(ctx, view, parent)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Remove(context.WithoutCancel(ctx), view)) }()
+	return dirsOf(mounts), nil
+}
+
+func dirsOf(mounts []mount.Mount) []string {
+	if len(mounts) != 1 {
+		return nil
+	}
+	for _, o := range mounts[0].Options {
+		if list, ok := strings.CutPrefix(o, "lowerdir="); ok {
+			return strings.Split(list, ":")
+		}
+	}
+	return []string{mounts[0].Source}
+}
+
+// checkImplied refuses a layer which would change a directory of the layers below
+// that it says nothing of: the one made up for it belongs to root and has the mode
+// 0755.
+func checkImplied(implied, lower []string) error {
+	for _, dir := range implied {
+		for _, l := range lower {
+			var st unix.Stat_t
+			err := unix.Lstat(filepath.Join(l, dir), &st)
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+				continue // made up as unpacking would make it, or further below
+			}
+			if err != nil {
+				return fmt.Errorf("look at the directory %s of the layers below: %w", dir, err)
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR && (st.Mode&0o7777 != 0o755 || st.Uid != 0 || st.Gid != 0) {
+				return fmt.Errorf("it has no entry for the directory %s, whose mode %04o and owner %d:%d below it would hide",
+					dir, st.Mode&0o7777, st.Uid, st.Gid)
+			}
+			break
+		}
+	}
+	return nil
+}
