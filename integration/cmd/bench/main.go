@@ -28,6 +28,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -117,7 +118,11 @@ func versions() (map[string]string, error) {
 	if len(differ) > 0 {
 		return nil, fmt.Errorf("%s and %s are not comparable, make build tools: %s", ours, stock, strings.Join(differ, "; "))
 	}
-	out := map[string]string{}
+	said, err := exec.Command(ours, "--version").Output() //nolint:noctx // it prints a line
+	if err != nil {
+		return nil, fmt.Errorf("%s --version: %w", ours, err)
+	}
+	out := map[string]string{"buildkitd-lazy": strings.TrimSpace(string(said))}
 	for _, m := range []string{
 		"go", "github.com/moby/buildkit", "github.com/containerd/containerd/v2",
 		"github.com/containerd/stargz-snapshotter", "github.com/containerd/stargz-snapshotter/estargz", "github.com/hanwen/go-fuse/v2",

@@ -20,7 +20,8 @@ type workload struct {
 	name  string
 	title string
 	bases []string // base images that have what it needs
-	// files are the build context. In the Dockerfile BASE stands for the image and
+	// files are the build context. Results are made in a directory of their own: to copy a file from the
+	// root directory BuildKit walks the whole image, which would measure something else. In the Dockerfile BASE stands for the image and
 	// START for the command that prints started.
 	files map[string]string
 	// verify returns what came out; it must be the same for all contestants.
@@ -65,9 +66,9 @@ COPY --from=build /src/hello /
 			"Dockerfile": `FROM BASE AS build
 WORKDIR /src
 COPY go.mod main.go ./
-RUN START && CGO_ENABLED=0 go build -o /hello .
+RUN START && CGO_ENABLED=0 go build -o hello .
 FROM scratch
-COPY --from=build /hello /
+COPY --from=build /src/hello /
 `,
 			"go.mod": "module hello\n\ngo 1.24\n",
 			"main.go": `package main
@@ -106,9 +107,9 @@ func main() {
 			"Dockerfile": `FROM BASE AS run
 WORKDIR /src
 COPY main.py .
-RUN START && python3 main.py > /result
+RUN START && python3 main.py > result
 FROM scratch
-COPY --from=run /result /
+COPY --from=run /src/result /
 `,
 			"main.py": "import numpy\n\na = numpy.arange(9).reshape(3, 3)\nprint(int(numpy.linalg.matrix_rank(a)), a.sum())\n",
 		},
@@ -120,9 +121,9 @@ COPY --from=run /result /
 			"Dockerfile": `FROM BASE AS build
 WORKDIR /src
 COPY Hello.java .
-RUN START && javac Hello.java && java Hello > /result
+RUN START && javac Hello.java && java Hello > result
 FROM scratch
-COPY --from=build /result /
+COPY --from=build /src/result /
 `,
 			"Hello.java": `public class Hello {
     public static void main(String[] args) {
@@ -139,7 +140,7 @@ COPY --from=build /result /
 			// What BuildKit mounts or writes for the step is left out, so that the sum is that of the image.
 			"Dockerfile": `FROM BASE AS read
 WORKDIR /src
-RUN START && cd / && tar c $(ls | grep -vxE 'proc|sys|dev|etc|run|src|tmp') | wc -c > /src/bytes
+RUN START && cd / && tar c $(ls | grep -vxE 'proc|sys|dev|etc|run|src|tmp') | wc -c > src/bytes
 FROM scratch
 COPY --from=read /src/bytes /
 `,
