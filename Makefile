@@ -21,6 +21,7 @@ FUZZTIME            ?= 10s
 INTEGRATION_TIMEOUT ?= 30m
 TESTFLAGS           ?=
 UPSTREAM            ?=
+BENCH               ?=
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/bin/tools:$(PATH)
 
@@ -84,16 +85,16 @@ demo: build tools ## Lazy beside stock on a real development image, in a short t
 	bin/demo
 
 .PHONY: bench
-bench: build tools ## Measure against stock BuildKit: all links, images and workloads
+bench: build tools ## Measure against stock BuildKit, over an hour; BENCH='-link all -json FILE' and other flags of bin/bench
 	hack/deps.sh bench
 	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
-	bin/bench
+	bin/bench $(BENCH)
 
 .PHONY: bench-quick
 bench-quick: build tools ## The same in under five minutes: one link, the Go image
 	hack/deps.sh demo
 	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
-	bin/bench -quick
+	bin/bench -quick $(BENCH)
 
 .PHONY: install
 install: build ## Install the daemon below DESTDIR and PREFIX (/usr/local)

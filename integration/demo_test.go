@@ -16,29 +16,39 @@ import (
 )
 
 // TestDemoInterrupted interrupts the demo while a build runs: no mount, process, namespace or file stays.
-func TestDemoInterrupted(t *testing.T) {
+func TestDemoInterrupted(t *testing.T) { interrupt(t, "demo") }
+
+// TestBenchInterrupted does the same to the bench.
+func TestBenchInterrupted(t *testing.T) {
+	interrupt(t, "bench", "-quick", "-contestant", "ours", "-workload", "readall")
+}
+
+// interrupt builds and starts a command of this module, interrupts it when it has mounted
+// something, and looks for what it left.
+func interrupt(t *testing.T, name string, args ...string) {
+	t.Helper()
 	// Sockets have short names: not below t.TempDir.
 	dir, err := os.MkdirTemp("", "t")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	bin := filepath.Join(t.TempDir(), "demo")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/demo").CombinedOutput(); err != nil {
-		t.Fatalf("build the demo: %v\n%s", err, out)
+	bin := filepath.Join(t.TempDir(), name)
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "./cmd/"+name).CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
-	demo := exec.CommandContext(t.Context(), bin)
-	demo.Env = append(os.Environ(), "TMPDIR="+dir)
+	cmd := exec.CommandContext(t.Context(), bin, args...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	// As at a terminal, where ^C reaches the whole group.
-	demo.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var said lockedBuffer
-	demo.Stdout, demo.Stderr = &said, &said
-	if err := demo.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	exited := make(chan error, 1)
-	go func() { exited <- demo.Wait() }()
-	defer func() { _ = syscall.Kill(-demo.Process.Pid, syscall.SIGKILL) }()
+	go func() { exited <- cmd.Wait() }()
+	defer func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }()
 
 	// A mounted layer means that the build is on its way.
 	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
@@ -51,39 +61,39 @@ func TestDemoInterrupted(t *testing.T) {
 		}
 		select {
 		case err := <-exited:
-			t.Fatalf("the demo ended before it mounted anything: %v\n%s", err, said.String())
+			t.Fatalf("%s ended before it mounted anything: %v\n%s", name, err, said.String())
 		default:
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the demo mounts nothing:\n%s", said.String())
+			t.Fatalf("%s mounts nothing:\n%s", name, said.String())
 		}
 	}
-	namespaces, err := filepath.Glob("/run/netns/lz" + strconv.Itoa(demo.Process.Pid) + "-*")
+	namespaces, err := filepath.Glob("/run/netns/lz" + strconv.Itoa(cmd.Process.Pid) + "-*")
 	if err != nil || len(namespaces) != 2 {
-		t.Errorf("the running demo has namespaces %q, %v; want two", namespaces, err)
+		t.Errorf("%s, running, has namespaces %q, %v; want two", name, namespaces, err)
 	}
 
-	if err := syscall.Kill(-demo.Process.Pid, syscall.SIGINT); err != nil {
+	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-exited:
-		if code := demo.ProcessState.ExitCode(); code != 130 {
-			t.Errorf("the interrupted demo ended with status %d, want 130\n%s", code, said.String())
+		if code := cmd.ProcessState.ExitCode(); code != 130 {
+			t.Errorf("%s, interrupted, ended with status %d, want 130\n%s", name, code, said.String())
 		}
 	case <-time.After(time.Minute):
-		t.Fatalf("the interrupted demo does not end:\n%s", said.String())
+		t.Fatalf("%s, interrupted, does not end:\n%s", name, said.String())
 	}
 	for _, ns := range namespaces {
 		if _, err := os.Stat(ns); err == nil {
-			t.Errorf("the demo left network namespace %s", ns)
+			t.Errorf("%s left network namespace %s", name, ns)
 		}
 	}
 	if mounts, err := daemon.MountsBelow(dir); err != nil || len(mounts) > 0 {
-		t.Errorf("the demo left mounts %q, %v", mounts, err)
+		t.Errorf("%s left mounts %q, %v", name, mounts, err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		t.Errorf("the demo left files %v, %v", left, err)
+		t.Errorf("%s left files %v, %v", name, left, err)
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -91,7 +101,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 	for _, p := range procs {
 		if raw, err := os.ReadFile(p); err == nil && strings.Contains(string(raw), dir) {
-			t.Errorf("the demo left process %s: %q", p, raw)
+			t.Errorf("%s left process %s: %q", name, p, raw)
 		}
 	}
 }
