@@ -226,6 +226,11 @@ func TestNoFuse(t *testing.T) {
 		t.Errorf("the log says %d times that images are pulled eagerly, want once", n)
 	}
 	wantContains(t, "log", d.Logs(), "open /dev/fuse: no such file or directory")
+	for _, l := range reportOf(t, res).Images[0].Layers {
+		if l.Mode != "eager" || !strings.Contains(l.Reason, "/dev/fuse") {
+			t.Errorf("lazy.report: layer %s is %s: %q", l.Digest, l.Mode, l.Reason)
+		}
+	}
 	if read := blobsRead(t, reg, img); read < imageSize(t, img) {
 		t.Errorf("%d bytes of %d were fetched", read, imageSize(t, img))
 	}

@@ -31,6 +31,9 @@ func (p countingProvider) ReaderAt(ctx context.Context, desc ocispecs.Descriptor
 	if err := p.layer.refused(); err != nil {
 		return nil, err
 	}
+	if reason := p.layer.eager(); reason != "" {
+		p.rep.Pulled(desc.Digest, reason)
+	}
 	ra, err := p.Provider.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, err

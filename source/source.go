@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -22,8 +23,10 @@ import (
 
 // Options are what all sources of a worker share.
 type Options struct {
-	// Snapshotter carries out the plans. Required.
+	// Snapshotter carries out the plans. Without it all layers are pulled.
 	Snapshotter *Snapshotter
+	// Eager says why all layers are pulled, if they are.
+	Eager string
 	// ContentStore holds the manifests which the sources resolve. Required.
 	ContentStore content.Store
 	// Reporter is told which build uses which image. Required.
@@ -49,14 +52,14 @@ func (s *Source) Resolve(ctx context.Context, id bksource.Identifier, sm *sessio
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{SourceInstance: inst, src: s, platform: platforms.DefaultSpec()}
+	i := &instance{SourceInstance: inst, src: s, platform: platforms.DefaultSpec(), eager: s.opt.Eager}
 	var platform *ocispecs.Platform
 	switch id := id.(type) {
 	case *containerimage.ImageIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
 	case *containerimage.OCIIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
-		i.eager = reasonLayout
+		i.eager = cmp.Or(i.eager, reasonLayout)
 	default:
 		return nil, fmt.Errorf("image source: unexpected identifier %T", id)
 	}
@@ -94,7 +97,9 @@ func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index
 			return "", "", nil, false, fmt.Errorf("plan layers of %s: %w", i.ref, err)
 		}
 		i.plan = p
-		i.src.opt.Snapshotter.plans.add(p)
+		if sn := i.src.opt.Snapshotter; sn != nil {
+			sn.plans.add(p)
+		}
 	}
 	if jobCtx != nil {
 		i.src.opt.Reporter.Use(session.AllSessionIDs(jobCtx.Session()), i.plan.base())
@@ -130,7 +135,9 @@ func (i *instance) newPlan(ctx context.Context, root digest.Digest, opts solver.
 				delete(h.Annotations, tocAnnotation)
 			}
 		}
-		h.SnapshotLabels = p.labels(n)
+		if i.src.opt.Snapshotter != nil {
+			h.SnapshotLabels = p.labels(n)
+		}
 		h.Provider = l.provider(h.Provider, i.src.opt.Reporter)
 	}
 	return p, nil
@@ -172,8 +179,8 @@ func (i *instance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (cach
 	i.mu.Lock()
 	p := i.plan
 	i.mu.Unlock()
-	if p != nil {
-		i.src.opt.Snapshotter.announceKnown(ctx, p)
+	if sn := i.src.opt.Snapshotter; sn != nil && p != nil {
+		sn.announceKnown(ctx, p)
 	}
 	return ref, nil
 }

@@ -86,7 +86,7 @@ func TestPlanOfManifest(t *testing.T) {
 				opts[cache.DescHandlerKey(l.Digest)] = h
 			}
 			i := &instance{
-				src:      &Source{opt: Options{ContentStore: cs, Reporter: &report.Reporter{}}},
+				src:      &Source{opt: Options{Snapshotter: &Snapshotter{}, ContentStore: cs, Reporter: &report.Reporter{}}},
 				ref:      "registry.test/image:v1",
 				platform: ocispecs.Platform{OS: "linux", Architecture: "amd64"},
 				limit:    c.limit,
@@ -121,7 +121,7 @@ func TestPlanOfManifest(t *testing.T) {
 			}
 		})
 	}
-	i := &instance{src: &Source{opt: Options{ContentStore: cs}}, ref: "x", platform: ocispecs.Platform{OS: "linux", Architecture: "riscv64"}}
+	i := &instance{src: &Source{opt: Options{Snapshotter: &Snapshotter{}, ContentStore: cs}}, ref: "x", platform: ocispecs.Platform{OS: "linux", Architecture: "riscv64"}}
 	if _, err := i.newPlan(t.Context(), index.Digest, nil); err == nil {
 		t.Error("a plan for a platform that the index doesn't have")
 	}

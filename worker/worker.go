@@ -115,11 +115,14 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		return nil, err
 	}
 	w.planner = planner
+	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
+	if !door.Lazy {
+		sopt.Eager = door.Reason
+	}
+	// The last registration of a scheme wins.
+	w.SourceManager.Register(source.New(w.ImageSource, sopt))
+	w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
 	if door.Lazy {
-		sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
-		// The last registration of a scheme wins.
-		w.SourceManager.Register(source.New(w.ImageSource, sopt))
-		w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
 		// The cache manager has just forgotten what an earlier daemon had mounted:
 		// those snapshots must go before a build takes them for layers.
 		if _, err := wopt.GarbageCollect(ctx); err != nil {
