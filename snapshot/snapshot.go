@@ -57,7 +57,9 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshotter in %s: %w", root, err)
 	}
 	return &Snapshotter{Snapshotter: s, door: d, close: sync.OnceValue(func() error {
-		return errors.Join(s.Close(), d.Close())
+		// The snapshotter's own Close leaves out what was removed and not cleaned up.
+		err := errors.Join(s.Close(), d.Close())
+		return errors.Join(err, unmountBelow(root))
 	})}, nil
 }
 
@@ -85,6 +87,10 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		if cerr := s.checkImplied(ctx, key, parent, info.Labels); cerr != nil {
 			if rerr := s.Remove(context.WithoutCancel(ctx), target); rerr != nil {
 				return nil, fmt.Errorf("remove snapshot of layer that can't be lazy: %w", rerr)
+			}
+			// Removal leaves the mount to the next cleanup.
+			if rerr := s.Cleanup(context.WithoutCancel(ctx)); rerr != nil {
+				return nil, fmt.Errorf("unmount layer that can't be lazy: %w", rerr)
 			}
 			return nil, &MountError{Layer: digest.Digest(info.Labels[LabelDigest]), Err: cerr}
 		}
