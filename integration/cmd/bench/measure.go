@@ -125,6 +125,10 @@ func (c *course) build(ctx context.Context, d *daemon.Daemon, w workload, ctxDir
 		s.Error = lastLine(res.Err)
 	}
 	if s.Error != "" {
+		if res != nil {
+			s.Output = lastLines(res.Output(), 20)
+		}
+		s.Log = lastLines(d.Logs(), 20)
 		return s, nil
 	}
 	s.Total = res.Total.Seconds()
@@ -207,7 +211,9 @@ func load() float64 {
 }
 
 // lastLine is where buildctl says what went wrong.
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndexByte(s, '\n')+1:]
+func lastLine(s string) string { return lastLines(s, 1) }
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -43,8 +43,10 @@ type sample struct {
 	Lazy []string `json:"lazy,omitempty"`
 	// Load is the machine's load average before the build: others who use it slow both sides.
 	Load float64 `json:"load"`
-	// Error is why there are no figures.
-	Error string `json:"error,omitempty"`
+	// Error is why there are no figures; then Output is the end of what steps printed, Log of what the daemon did.
+	Error  string `json:"error,omitempty"`
+	Output string `json:"output,omitempty"`
+	Log    string `json:"log,omitempty"`
 }
 
 // A row is one contestant at one workload, or at a phase after it.
