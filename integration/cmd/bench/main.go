@@ -49,16 +49,17 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
-	// Interrupted, everything that has been registered is undone before the process ends.
-	stop := cleanup.Trap()
+	// Interrupted, run unwinds: what it calls heeds ctx, and who has made something removes it. A
+	// second signal ends the process at once, whatever it leaves.
 	ctx, forget := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer forget()
+	context.AfterFunc(ctx, forget)
 	err = run(ctx, p)
-	if ctx.Err() != nil {
-		select {} // the trap is undoing, and ends the process when it has
-	}
 	cleanup.All()
-	stop()
+	if ctx.Err() != nil {
+		fmt.Fprintln(os.Stderr, "bench: interrupted")
+		os.Exit(130)
+	}
+	forget()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

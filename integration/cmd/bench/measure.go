@@ -32,7 +32,7 @@ type course struct {
 // build's under "". A build that fails is a sample with an error, and ends the sequence; an error means that
 // the bench cannot go on.
 func (c *course) measure(ctx context.Context, who contestant, w workload, ref string, blobs []string, phases []string) (_ map[string]sample, err error) {
-	unlock, err := exclusive(c.lock)
+	unlock, err := exclusive(ctx, c.lock)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func (c *course) build(ctx context.Context, d *daemon.Daemon, w workload, ctxDir
 }
 
 // exclusive locks the file until the returned function is called. An empty path locks nothing.
-func exclusive(path string) (unlock func() error, err error) {
+func exclusive(ctx context.Context, path string) (unlock func() error, err error) {
 	if path == "" {
 		return func() error { return nil }, nil
 	}
@@ -161,10 +161,20 @@ func exclusive(path string) (unlock func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			break
+	locked := make(chan error, 1)
+	go func() {
+		for {
+			if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+				locked <- err
+				return
+			}
 		}
+	}()
+	select {
+	case err = <-locked:
+	case <-ctx.Done():
+		// Nothing interrupts the wait: it ends with the process, and so does the lock.
+		return nil, context.Cause(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())

@@ -18,10 +18,12 @@ import (
 )
 
 var (
-	mu    sync.Mutex
-	next  int
-	undos = map[int]func(){}
-	order []int
+	mu      sync.Mutex
+	next    int
+	undos   = map[int]func(){}
+	order   []int
+	running int // undos that have begun and not ended
+	ended   = sync.NewCond(&mu)
 )
 
 // Add registers undo and returns a function that runs it, once, and forgets
@@ -36,10 +38,14 @@ func Add(undo func()) (run func()) {
 	return func() { runOne(id) }
 }
 
-// All runs everything that is registered, newest first.
+// All runs everything that is registered, newest first. It waits for what others are
+// undoing meanwhile: the process may exit when All returns.
 func All() {
 	for {
 		mu.Lock()
+		for running > 0 {
+			ended.Wait()
+		}
 		if len(order) == 0 {
 			mu.Unlock()
 			return
@@ -60,10 +66,20 @@ func runOne(id int) {
 			break
 		}
 	}
-	mu.Unlock()
 	if undo != nil {
-		undo()
+		running++
 	}
+	mu.Unlock()
+	if undo == nil {
+		return
+	}
+	defer func() {
+		mu.Lock()
+		running--
+		mu.Unlock()
+		ended.Broadcast()
+	}()
+	undo()
 }
 
 // Trap runs [All] on SIGINT or SIGTERM and exits with status 130. The

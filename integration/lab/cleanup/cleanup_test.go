@@ -1,0 +1,27 @@
+package cleanup
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestAllWaitsForOthers undoes one thing in the ordinary way while a signal's All begins: it must
+// not return, as the process exits then, before that is undone, and older things come after it.
+func TestAllWaitsForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var done []string
+		Add(func() { done = append(done, "older") })
+		run := Add(func() {
+			time.Sleep(time.Second)
+			done = append(done, "newer")
+		})
+		go run()
+		synctest.Wait()
+		All()
+		if want := []string{"newer", "older"}; !slices.Equal(done, want) {
+			t.Errorf("undone when All returned: %v, want %v", done, want)
+		}
+	})
+}
