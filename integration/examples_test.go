@@ -100,13 +100,11 @@ func TestExamples(t *testing.T) {
 	progress, targets := b.bake(t, "cold")
 	wantContains(t, "progress", progress, "mounting layer sha256:", "(estargz)")
 	for target, fraction := range map[string]float64{
-		"go-service-cold": 0.9,                           // most of the toolchain is the compiler and the linker, which run
-		"c-static-cold":   0.6, "python-numpy-cold": 0.6, // of the same image, at the same time
+		// Both on the Go image, of which most is the compiler and the linker, which run.
+		"go-service-cold": 0.9, "copy-tree-cold": 0.9,
+		"c-static-cold": 0.6, "python-numpy-cold": 0.6,
 	} {
 		checkLazy(t, target, targets[target], fraction)
-	}
-	if _, ok := targets["copy-tree-cold"]; !ok {
-		t.Errorf("the metadata of bake cold has no copy-tree-cold")
 	}
 
 	// Warm, and pushed this time: no step runs, and no base layer is read to be pushed back to where it came from.
