@@ -115,9 +115,6 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 // reads are of small files. Sequential reads are fetched ahead in larger windows.
 const defaultChunkSize = 128 << 10
 
-// lookupTTL is how long the kernel keeps names and attributes, in seconds.
-const lookupTTL = 24 * 60 * 60
-
 // stargzConfig is the file system's configuration: ours, then what
 // [worker.oci.stargzSnapshotter] says, which means what it means to stock
 // buildkitd.
@@ -126,8 +123,6 @@ func stargzConfig(opt Options) (stargzconfig.Config, error) {
 		NoPrefetch:        !opt.Lazy.Prefetch,
 		NoBackgroundFetch: !opt.Lazy.BackgroundFetch,
 		BlobConfig:        stargzconfig.BlobConfig{ChunkSize: defaultChunkSize},
-		// Layers never change, so the kernel may keep what it has looked up.
-		FuseConfig: stargzconfig.FuseConfig{AttrTimeout: lookupTTL, EntryTimeout: lookupTTL},
 	}
 	if opt.Lazy.ChunkSize > 0 {
 		cfg.ChunkSize = opt.Lazy.ChunkSize
