@@ -198,6 +198,17 @@ func (r *Readahead) follow(s *stream) {
 	r.streams = append(r.streams, s)
 }
 
+// Forget drops what was fetched and is held: its reader has found it corrupt, and is
+// going to ask again.
+func (r *Readahead) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, w := range r.windows {
+		w.abandon()
+	}
+	r.windows, r.streams, r.asked = nil, nil, nil
+}
+
 // Err returns an error after Close, nil before.
 func (r *Readahead) Err() error {
 	r.mu.Lock()

@@ -125,6 +125,23 @@ func TestStreamsAreToldApart(t *testing.T) {
 	}
 }
 
+func TestForgetAsksAgain(t *testing.T) {
+	b := newBlob(1 << 16)
+	r := New(b, int64(len(b.data)), Options{MaxWindow: 8 << 10})
+	defer r.Close()
+	good := b.data
+	b.data = bytes.Clone(good) // corrupt on the wire
+	b.data[2500] ^= 0xff
+	for off := int64(0); off < 3000; off += 1000 {
+		read(t, r, b, off, 1000) // as it came
+	}
+	r.Forget()
+	r.wg.Wait() // the windows given up read b.data too
+	b.data = good
+	read(t, r, b, 2000, 1000)
+	read(t, r, b, 3000, 1000)
+}
+
 func TestForgottenStreamStillReads(t *testing.T) {
 	b := newBlob(1 << 20)
 	r := New(b, int64(len(b.data)), Options{Streams: 1})

@@ -124,7 +124,14 @@ func (d *door) impliedBy(toc digest.Digest) []string {
 
 // refetch makes the file system forget the compressed bytes it keeps, of all
 // layers: it doesn't say which of them are corrupt. What it has verified it keeps.
-func (d *door) refetch() { d.generation.Add(1) }
+func (d *door) refetch() {
+	d.generation.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.readers {
+		r.forget()
+	}
+}
 
 // corrupt tells of a chunk that arrived corrupt twice.
 func (d *door) corrupt(toc digest.Digest, err error) {

@@ -60,6 +60,15 @@ func (r *reader) open(ctx context.Context) (*fetcher, int64, error) {
 	return f, size, nil
 }
 
+// forget drops what the fetchers hold in memory.
+func (r *reader) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.fetchers {
+		f.Forget()
+	}
+}
+
 // Close ends all reads.
 func (r *reader) Close() error {
 	r.mu.Lock()

@@ -412,7 +412,7 @@ func TestNoRuntime(t *testing.T) {
 func TestNoFUSE(t *testing.T) {
 	needRoot(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil {
-		t.Skip("there is none to hide")
+		t.Fatalf("there is none to hide: %v", err)
 	}
 	d := startDaemon(t, withoutFUSE)
 	if code := d.stop(t); code != 0 || strings.Count(d.logged(), "pulled eagerly") != 1 {
