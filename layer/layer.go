@@ -1,0 +1,194 @@
+// Package layer is the model of a lazy layer that the format packages below it
+// make and every other package speaks.
+//
+// A layer is two things. Its metadata is a tree of inodes, known completely when the
+// layer is opened. Its content is in frames: ranges of the blob that can be
+// decompressed on their own, each holding chunks of files whose digests are known. In
+// between stands the data space: the regular files of a layer, one after the other in
+// the order of the blob, each starting at a multiple of [BlockSize]. It's where a chunk is written when it
+// has arrived, so that a file is one contiguous, block-aligned range of it.
+//
+// A Layer is immutable once made, and so safe for concurrent use.
+package layer
+
+import (
+	"crypto/sha256"
+	"io"
+	"io/fs"
+	"iter"
+	"slices"
+	"sort"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// BlockSize is the alignment of files in the data space, in bytes: EROFS's usual block, and the page size of the
+// machines that mount it.
+const BlockSize = 4096
+
+// A Layer is the metadata of a layer, and where its content is in the blob.
+type Layer struct {
+	// Inodes holds every inode once, whatever the number of its names. Inodes[Root] is the root
+	// directory.
+	Inodes []Inode
+	// Chunks are ordered by Data; those of a file are neighbours and cover it without a gap.
+	Chunks []Chunk
+	// Frames are ordered by Offset and don't overlap.
+	Frames []Frame
+	// DataSize is the size of the data space in bytes, a multiple of BlockSize.
+	DataSize int64
+	// Codec decompresses frames.
+	Codec Codec
+}
+
+// Root is the index of the root directory.
+const Root = 0
+
+// An Inode is a file of any type, as stat(2) has it.
+type Inode struct {
+	// Mode is st_mode: type, permissions, set-id and sticky bits.
+	Mode     uint32
+	UID, GID uint32
+	// Nlink is the number of the inode's names; of a directory, 2 and its subdirectories.
+	Nlink uint32
+	// Size is the length in bytes of a regular file or of a symlink's target, else 0.
+	Size int64
+	// Mtime and MtimeNsec are the modification time in seconds since 1970 and nanoseconds.
+	Mtime     int64
+	MtimeNsec uint32
+	// Major and Minor are the device numbers of a character or block device.
+	Major, Minor uint32
+	// Implied says that no entry of the layer made this directory: it is a parent that the
+	// layer leaves out. What it is depends on the layers below.
+	Implied bool
+	// Opaque says that the directory hides the one of the layers below.
+	Opaque bool
+	// Target is where a symlink leads.
+	Target string
+	// Xattrs are ordered by name.
+	Xattrs []Xattr
+	// Entries of a directory are ordered by name, bytewise, and leave out "." and "..".
+	Entries []Entry
+	// Data is where a regular file with content starts in the data space, in bytes.
+	Data int64
+	// FirstChunk and NumChunks are its chunks in Layer.Chunks.
+	FirstChunk, NumChunks uint32
+}
+
+// An Entry is a name in a directory.
+type Entry struct {
+	Name  string
+	Inode uint32 // index in Layer.Inodes
+}
+
+// An Xattr is an extended attribute.
+type Xattr struct {
+	Name  string // with its namespace, as in "security.capability"
+	Value []byte
+}
+
+// A Chunk is the unit of verification.
+type Chunk struct {
+	// Data is where the chunk starts in the data space, in bytes.
+	Data int64
+	// Size in bytes, at least 1.
+	Size int64
+	// Frame is the index in Layer.Frames of the frame that holds the chunk, at Inner bytes of what it
+	// decompresses to.
+	Frame uint32
+	Inner int64
+	// Digest is the SHA-256 of the chunk's bytes.
+	Digest [sha256.Size]byte
+}
+
+// End returns the end of the chunk in the data space.
+func (c *Chunk) End() int64 { return c.Data + c.Size }
+
+// A Frame is a range of the blob that can be decompressed on its own.
+type Frame struct {
+	// Offset and Size are the range, in bytes. It may end behind the compressed stream, whose end the decompressor finds.
+	Offset, Size int64
+	// FirstChunk and NumChunks are what it holds: the chunks of a frame are neighbours in
+	// Layer.Chunks, ordered by Inner.
+	FirstChunk, NumChunks uint32
+}
+
+// End returns the end of the frame in the blob.
+func (f *Frame) End() int64 { return f.Offset + f.Size }
+
+// A Codec decompresses frames. It is safe for concurrent use.
+type Codec interface {
+	// Decompress reads the stream at the beginning of r, which may hold more than that.
+	Decompress(r io.Reader) (io.ReadCloser, error)
+}
+
+// IsWhiteout reports whether the inode hides an entry of the layers below: a character device of the number 0:0, as
+// overlayfs has it.
+func (i *Inode) IsWhiteout() bool {
+	return i.Mode&unix.S_IFMT == unix.S_IFCHR && i.Major == 0 && i.Minor == 0
+}
+
+// IsDir reports whether the inode is a directory.
+func (i *Inode) IsDir() bool { return i.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// IsRegular reports whether the inode is a regular file.
+func (i *Inode) IsRegular() bool { return i.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// Child returns the inode of a name in the directory dir.
+func (l *Layer) Child(dir uint32, name string) (inode uint32, ok bool) {
+	entries := l.Inodes[dir].Entries
+	i, ok := slices.BinarySearchFunc(entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
+	if !ok {
+		return 0, false
+	}
+	return entries[i].Inode, true
+}
+
+// Lookup returns the inode of a path below the root, without following symlinks. The path is as [fs.ValidPath] has it.
+func (l *Layer) Lookup(path string) (inode uint32, err error) {
+	if !fs.ValidPath(path) {
+		return 0, &fs.PathError{Op: "lookup", Path: path, Err: fs.ErrInvalid}
+	}
+	if path == "." {
+		return Root, nil
+	}
+	for name := range strings.SplitSeq(path, "/") {
+		child, ok := l.Child(inode, name)
+		if !ok {
+			return 0, &fs.PathError{Op: "lookup", Path: path, Err: fs.ErrNotExist}
+		}
+		inode = child
+	}
+	return inode, nil
+}
+
+// ChunksOf returns the indices in Layer.Chunks, from first up to end, of the chunks that overlap
+// n bytes of the data space at off. Padding between files belongs to no chunk.
+func (l *Layer) ChunksOf(off, n int64) (first, end int) {
+	first = sort.Search(len(l.Chunks), func(i int) bool { return l.Chunks[i].End() > off })
+	end = first + sort.Search(len(l.Chunks)-first, func(i int) bool { return l.Chunks[first+i].Data >= off+n })
+	return first, end
+}
+
+// FileAt returns the inode of the regular file whose bytes, or whose padding, are at an offset of
+// the data space, by its chunk.
+func (l *Layer) FileAt(chunk int) (inode uint32, ok bool) {
+	for i, in := range l.All() {
+		if in.IsRegular() && in.NumChunks > 0 && uint32(chunk)-in.FirstChunk < in.NumChunks {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// All iterates over the inodes and their indices.
+func (l *Layer) All() iter.Seq2[uint32, *Inode] {
+	return func(yield func(uint32, *Inode) bool) {
+		for i := range l.Inodes {
+			if !yield(uint32(i), &l.Inodes[i]) {
+				return
+			}
+		}
+	}
+}
