@@ -54,94 +54,86 @@ func (p *plan) layDir(i uint32) (dir, error) {
 		}
 	}
 	var d dir
-	for b := p.newBlocks(i); ; {
-		size := b.next().size
-		if !b.more() {
-			if size <= maxTail {
-				d.tail = uint16(size)
-			} else {
-				d.blocks++
-			}
-			d.size += int64(size)
-			return d, nil
+	for c := p.cursor(i); ; {
+		size := c.block().size
+		if c.more() {
+			d.blocks++
+			d.size += BlockSize
+			continue
 		}
-		d.blocks++
-		d.size += BlockSize
+		d.size += int64(size)
+		if size <= maxTail {
+			d.tail = uint16(size)
+		} else {
+			d.blocks++
+		}
+		return d, nil
 	}
 }
 
-// dirBlocks cuts the entries of a directory, with "." and ".." in their places, into blocks.
-type dirBlocks struct {
-	entries     []layer.Entry
-	dot, dotdot uint32 // inodes
-	dots        int    // how many of the two are done
+// A cursor goes through the entries of a directory, "." and ".." in their places among them: names such as "+" come
+// before.
+type cursor struct {
+	entries []layer.Entry
+	dots    []layer.Entry
 }
 
-// dirBlock is a block of a directory: entries, the first of which may be preceded by dots.
-type dirBlock struct {
-	rest []layer.Entry // the block's entries and those behind it
-	dots int           // of the two, done before this block
-	n    int           // names, dots included
-	size int           // bytes in use
+func (p *plan) cursor(i uint32) cursor {
+	return cursor{p.l.Inodes[i].Entries, []layer.Entry{{Name: ".", Inode: i}, {Name: "..", Inode: p.parents[i]}}}
 }
 
-func (p *plan) newBlocks(i uint32) *dirBlocks {
-	return &dirBlocks{entries: p.l.Inodes[i].Entries, dot: i, dotdot: p.parents[i]}
+func (c *cursor) more() bool { return len(c.entries) > 0 || len(c.dots) > 0 }
+
+// peek returns the next entry, and the list that it is the first of.
+func (c *cursor) peek() (layer.Entry, *[]layer.Entry) {
+	if len(c.dots) > 0 && (len(c.entries) == 0 || c.dots[0].Name < c.entries[0].Name) {
+		return c.dots[0], &c.dots
+	}
+	return c.entries[0], &c.entries
 }
 
-func (b *dirBlocks) more() bool { return len(b.entries) > 0 || b.dots < 2 }
+// A block is as many entries as fit into one.
+type block struct {
+	from cursor
+	n    int // entries
+	size int // bytes in use
+}
 
-// dotNames are ordered as entries are; names such as "+" come before them.
-var dotNames = [2]string{".", ".."}
-
-func (b *dirBlocks) next() dirBlock {
-	block := dirBlock{rest: b.entries, dots: b.dots}
-	for b.more() {
-		dot := b.dots < 2 && (len(b.entries) == 0 || dotNames[b.dots] < b.entries[0].Name)
-		var size int
-		if dot {
-			size = direntSize + len(dotNames[b.dots])
-		} else {
-			size = direntSize + len(b.entries[0].Name)
-		}
-		if block.size+size > BlockSize {
+// block returns the next block, and moves behind it.
+func (c *cursor) block() block {
+	b := block{from: *c}
+	for c.more() {
+		e, list := c.peek()
+		size := direntSize + len(e.Name)
+		if b.size+size > BlockSize {
 			break
 		}
-		block.size += size
-		block.n++
-		if dot {
-			b.dots++
-		} else {
-			b.entries = b.entries[1:]
-		}
+		*list = (*list)[1:]
+		b.size += size
+		b.n++
 	}
-	return block
+	return b
 }
 
-// appendBlock appends a block of a directory without padding, and returns how long it is.
-func (p *plan) appendBlock(b []byte, block dirBlock, dot, dotdot uint32) (_ []byte, size int) {
-	start, name := len(b), block.n*direntSize
-	inodes := [2]uint32{dot, dotdot}
-	each := func(f func(name string, inode uint32)) {
-		rest, dots := block.rest, block.dots
-		for range block.n {
-			if dots < 2 && (len(rest) == 0 || dotNames[dots] < rest[0].Name) {
-				f(dotNames[dots], inodes[dots])
-				dots++
-				continue
-			}
-			f(rest[0].Name, rest[0].Inode)
-			rest = rest[1:]
-		}
+// appendBlock appends a block of a directory, without padding: first its entries, then their names.
+func (p *plan) appendBlock(buf []byte, b block) []byte {
+	name := b.n * direntSize
+	c := b.from
+	for range b.n {
+		e, list := c.peek()
+		*list = (*list)[1:]
+		buf = le.AppendUint64(buf, uint64(p.nids[e.Inode]))
+		buf = le.AppendUint16(buf, uint16(name))
+		buf = append(buf, fileType(p.l.Inodes[e.Inode].Mode), 0)
+		name += len(e.Name)
 	}
-	each(func(s string, inode uint32) {
-		b = le.AppendUint64(b, uint64(p.nids[inode]))
-		b = le.AppendUint16(b, uint16(name))
-		b = append(b, fileType(p.l.Inodes[inode].Mode), 0)
-		name += len(s)
-	})
-	each(func(s string, _ uint32) { b = append(b, s...) })
-	return b, len(b) - start
+	c = b.from
+	for range b.n {
+		e, list := c.peek()
+		*list = (*list)[1:]
+		buf = append(buf, e.Name...)
+	}
+	return buf
 }
 
 // directories writes the whole blocks of directories, and long symlinks among them.
@@ -154,9 +146,9 @@ func (p *plan) directories(w *writer) {
 			w.buf = append(w.buf, in.Target...)
 			w.padTo(align(w.pos(), BlockSize))
 		case in.IsDir():
-			b := p.newBlocks(i)
+			c := p.cursor(i)
 			for range dirs[0].blocks {
-				w.buf, _ = p.appendBlock(w.buf, b.next(), b.dot, b.dotdot)
+				w.buf = p.appendBlock(w.buf, c.block())
 				w.padTo(align(w.pos(), BlockSize))
 				w.mayFlush()
 			}

@@ -78,11 +78,11 @@ func (p *plan) inodes(w *writer) {
 			w.buf = append(w.buf, 0, 0, 1, 0) // of device 1
 			w.buf = le.AppendUint32(w.buf, uint32(in.Data/BlockSize))
 		case d.tail > 0:
-			b := p.newBlocks(i)
+			c := p.cursor(i)
 			for range d.blocks {
-				b.next()
+				c.block()
 			}
-			w.buf, _ = p.appendBlock(w.buf, b.next(), b.dot, b.dotdot)
+			w.buf = p.appendBlock(w.buf, c.block())
 		case format == flatInline:
 			w.buf = append(w.buf, in.Target...)
 		}

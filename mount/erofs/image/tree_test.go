@@ -69,7 +69,7 @@ func (t *tree) link(p string, i uint32) {
 func content(size int64) []byte {
 	b := make([]byte, size)
 	rng := rand.NewChaCha8([32]byte{1})
-	rng.Read(b)
+	_, _ = rng.Read(b)
 	return b
 }
 
