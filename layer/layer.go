@@ -8,6 +8,11 @@
 // the order of the blob, each starting at a multiple of [BlockSize]. It's where a chunk is written when it
 // has arrived, so that a file is one contiguous, block-aligned range of it.
 //
+// A format feeds a [Builder] with the entries of a blob, whatever they are, and gets a [Layer] that keeps what this page promises, or an
+// [EntryError]. What is built for a hostile blob is bounded by [MaxEntries] and the other limits; it is
+// consistent, and no more: whether the blob's content is what the layer says shows when a frame has been
+// decompressed and the digests of its chunks have been compared.
+//
 // A Layer is immutable once made, and so safe for concurrent use.
 package layer
 
@@ -171,8 +176,7 @@ func (l *Layer) ChunksOf(off, n int64) (first, end int) {
 	return first, end
 }
 
-// FileAt returns the inode of the regular file whose bytes, or whose padding, are at an offset of
-// the data space, by its chunk.
+// FileAt returns the inode of the regular file that a chunk belongs to.
 func (l *Layer) FileAt(chunk int) (inode uint32, ok bool) {
 	for i, in := range l.All() {
 		if in.IsRegular() && in.NumChunks > 0 && uint32(chunk)-in.FirstChunk < in.NumChunks {
@@ -180,6 +184,30 @@ func (l *Layer) FileAt(chunk int) (inode uint32, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// Path returns a path below the root that leads to an inode, "." for the root. It looks through the whole tree: errors want it.
+func (l *Layer) Path(inode uint32) (path string, ok bool) {
+	if inode == Root {
+		return ".", true
+	}
+	type dir struct {
+		inode uint32
+		path  string
+	}
+	for dirs := []dir{{Root, ""}}; len(dirs) > 0; {
+		d := dirs[len(dirs)-1]
+		dirs = dirs[:len(dirs)-1]
+		for _, e := range l.Inodes[d.inode].Entries {
+			if e.Inode == inode {
+				return d.path + e.Name, true
+			}
+			if l.Inodes[e.Inode].IsDir() {
+				dirs = append(dirs, dir{e.Inode, d.path + e.Name + "/"})
+			}
+		}
+	}
+	return "", false
 }
 
 // All iterates over the inodes and their indices.
