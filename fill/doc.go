@@ -1,8 +1,31 @@
 // Package fill decides what of a blob to fetch next.
 //
-// A [Readahead] stands between a reader that asks for one range after another and
-// the ranged reads that answer it. A range nobody expected is asked for as it is.
-// One which goes on where an earlier one ended is a sequential read: from then on
+// A [Scheduler] does it for all layers of a daemon, which share one link and the processors. A [Filler] belongs to one
+// layer: [Filler.Fill] returns when a range of the layer's data space is in its [Sink], and whoever wants to read it,
+// kernel or FUSE, waits there. It guarantees that
+//
+//   - a frame is fetched, decompressed and verified once, whoever asks for it and how often; the caller may leave,
+//     the frame arrives all the same;
+//   - no chunk gets into the sink that hasn't the digest that the layer states. What arrives corrupt is fetched
+//     once more, then it's a [CorruptError]. No error is kept: who asks again gets another try;
+//   - what somebody waits for goes first: before what is read ahead, that before what a profile names, that before
+//     what nobody asked for. The less urgent something is, the fewer bytes of it are outstanding, so that a
+//     read finds the link free within about a round trip; background work stops for it at once.
+//
+// From a read to its requests it's four steps. Fill finds the chunks missing and calls ask, which makes flights of their
+// frames (filler.go). Each frame asked for the first time tells something about the next ones: touch follows
+// the places that are being read from front to back, and makes flights of what comes there (widen.go). Dispatch
+// sends requests while there is room, neighbours in one (scheduler.go). A request hands its frames on as they
+// arrive, and they land decoded, verified and written (request.go, decode.go).
+//
+// How far a read is widened depends on evidence: the rest of a small file, then twice and four times what was read
+// in one place, up to a few times what the link carries in a round trip, which is measured (estimate.go). What was fetched
+// and isn't used is bounded by about a fifth of what is, whatever the pattern (afford in widen.go). When half of a layer
+// has been asked for, all of it is fetched.
+//
+// A [Readahead] is older. It stands between the FUSE door of stargz-snapshotter, which asks for one range of a
+// blob after another, and the requests that answer it. A range nobody expected is
+// asked for as it is. One which goes on where an earlier one ended is a sequential read: from then on
 // the bytes that follow are asked for before their reader comes, in windows that
 // double while they are used, so that the link is busy while the reader decodes
 // and no round trip is waited for. Several sequential reads of one blob are told
@@ -10,6 +33,6 @@
 // before, since readers keep what they get, nor what is in a window: reads that
 // overtake each other or skip some of it are answered from there.
 //
-// Windows belong to the Readahead: its Close cancels and waits for them. All
-// methods are safe for concurrent use.
+// Goroutines belong to the Scheduler, the Filler or the Readahead whose work they do: its Close cancels and waits for
+// them. All methods are safe for concurrent use.
 package fill

@@ -1,0 +1,323 @@
+package fill
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+)
+
+// Sink is where the chunks of a layer are kept. Its methods are safe for concurrent use; no chunk is written by two
+// callers at the same time.
+type Sink interface {
+	// Have reports whether a chunk, by its index in Layer.Chunks, has been written. It is called
+	// for every read, so it must be quick.
+	Have(chunk int) bool
+	// WriteChunk writes the bytes of a chunk, which have been verified. p is the caller's again when it returns.
+	WriteChunk(chunk int, p []byte) error
+}
+
+// LayerOptions tune a Filler. The zero value works.
+type LayerOptions struct {
+	// Name is what errors call the layer, e.g. its digest.
+	Name string
+	// Slow, if not nil, is told of a read that has waited for SchedulerOptions.SlowAfter and still
+	// does, with a path of the file that it waits for. Called concurrently.
+	Slow func(file string, waited time.Duration)
+	// Complete, if not nil, is called once, when the last missing chunk has been written.
+	Complete func()
+}
+
+var errClosedFiller = errors.New("layer is closed")
+
+// Filler brings the chunks of one layer into its sink. Make it with [Scheduler.Open].
+type Filler struct {
+	s     *Scheduler
+	layer *layer.Layer
+	from  Fetcher
+	sink  Sink
+	opt   LayerOptions
+
+	ctx    context.Context //nolint:containedctx // of the requests, which outlive who asked first
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // of the requests and of what decodes
+	files  []extent       // by first frame
+	size   int64          // of all frames, in bytes
+
+	full    atomic.Bool  // nothing is missing
+	missing atomic.Int64 // chunks
+	touched bitmap       // frames that somebody has asked for
+	count   counters
+
+	// Guarded by Scheduler.mu.
+	closed      bool
+	flights     map[int]*flight // by frame
+	guesses     bitmap          // frames fetched that nobody had asked for, nor has since
+	guessed     int64           // bytes of them
+	used        int64           // compressed bytes of the frames touched
+	hinted      int64           // compressed bytes that Prefetch has asked for
+	runs        []*run          // most recently used last
+	most        bool            // most of the layer was asked for: all of it is fetched
+	cursor      int             // where sweep goes on
+	unswept     int             // frames that sweep hasn't looked at
+	pausedUntil time.Time       // nothing is fetched before that nobody waits for
+	pause       time.Duration
+}
+
+// extent is the frames of a file, from first up to end.
+type extent struct{ first, end int }
+
+// Open returns a Filler of l, whose blob is read from from. The caller closes it.
+func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions) *Filler {
+	f := &Filler{
+		s: s, layer: l, from: from, sink: to, opt: opt,
+		touched: newBitmap(len(l.Frames)), guesses: newBitmap(len(l.Frames)),
+		flights: map[int]*flight{}, unswept: len(l.Frames),
+	}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	for c := range l.Chunks {
+		if !to.Have(c) {
+			f.missing.Add(1)
+		}
+	}
+	f.full.Store(f.missing.Load() == 0)
+	for i := range l.Frames {
+		f.size += l.Frames[i].Size
+	}
+	for _, in := range l.All() {
+		if in.IsRegular() && in.NumChunks > 0 {
+			last := in.FirstChunk + in.NumChunks - 1
+			f.files = append(f.files, extent{int(l.Chunks[in.FirstChunk].Frame), int(l.Chunks[last].Frame) + 1})
+		}
+	}
+	slices.SortFunc(f.files, func(a, b extent) int { return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end)) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fillers = append(s.fillers, f)
+	f.closed = s.closed
+	return f
+}
+
+// Fill returns nil when the n bytes of the data space at off are in the sink. ctx bounds the wait; what is under way
+// goes on without the caller. An error names file and layer, and is a *[CorruptError] if the bytes that arrived were
+// wrong. It isn't kept: the next Fill tries again.
+func (f *Filler) Fill(ctx context.Context, off, n int64) error {
+	if f.full.Load() {
+		f.count.hits.Add(1)
+		return nil
+	}
+	first, end := f.layer.ChunksOf(off, n)
+	for c := first; c < end; c++ {
+		if !f.sink.Have(c) || !f.touched.has(int(f.layer.Chunks[c].Frame)) {
+			return f.miss(ctx, first, end)
+		}
+	}
+	f.count.hits.Add(1)
+	return nil
+}
+
+// miss asks for the chunks from first up to end and waits for them.
+func (f *Filler) miss(ctx context.Context, first, end int) error {
+	flights, err := f.ask(first, end)
+	if err != nil {
+		return f.failed(int(f.layer.Chunks[first].Frame), err)
+	}
+	if len(flights) == 0 {
+		f.count.hits.Add(1)
+		return nil
+	}
+	f.count.misses.Add(1)
+	start := time.Now()
+	err = f.wait(ctx, flights, start)
+	waited := time.Since(start)
+	f.count.waited.Add(int64(waited))
+	if f.s.opt.Waited != nil {
+		f.s.opt.Waited(waited)
+	}
+	if err != nil && context.Cause(ctx) == nil {
+		f.count.errors.Add(1)
+	}
+	return err
+}
+
+// wait waits for all flights, or for the first that fails.
+func (f *Filler) wait(ctx context.Context, flights []*flight, start time.Time) error {
+	var slow <-chan time.Time
+	if f.opt.Slow != nil {
+		t := time.NewTimer(f.s.opt.SlowAfter)
+		defer t.Stop()
+		slow = t.C
+	}
+	for _, fl := range flights {
+		for landed := false; !landed; {
+			select {
+			case <-fl.done:
+				if fl.err != nil {
+					return f.failed(fl.frame, fl.err)
+				}
+				landed = true
+			case <-slow:
+				slow = nil
+				f.opt.Slow(f.fileOf(int(f.layer.Frames[fl.frame].FirstChunk)), time.Since(start))
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return nil
+}
+
+// ask makes flights of what is missing of the chunks from first up to end, and of what will be wanted next.
+func (f *Filler) ask(first, end int) ([]*flight, error) {
+	s := f.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.closed {
+		return nil, errClosedFiller
+	}
+	s.asked = time.Now()
+	// What doesn't fit into the first round trip of a long range doesn't share the link with what does.
+	eager := s.est.bdp()
+	var flights []*flight
+	var touched []int
+	var bytes int64
+	for c := first; c < end; c++ {
+		i := int(f.layer.Chunks[c].Frame)
+		if !f.touched.has(i) {
+			f.touched.set(i)
+			touched = append(touched, i)
+		}
+		if f.sink.Have(c) {
+			continue
+		}
+		fl := f.flights[i]
+		if n := len(flights); n > 0 && flights[n-1] == fl {
+			continue
+		}
+		l := demand
+		if bytes > eager {
+			l = ahead
+		}
+		if fl == nil {
+			fl = f.flight(i, l, false)
+		} else {
+			s.raise(fl, l)
+		}
+		bytes += fl.size()
+		flights = append(flights, fl)
+	}
+	if len(flights) > 0 {
+		s.yield()
+	}
+	for _, i := range touched {
+		f.touch(i)
+	}
+	s.dispatch()
+	return flights, nil
+}
+
+// Prefetch asks for the n bytes of the data space at off, which an earlier build has read, without waiting for them. They come
+// after what somebody waits for and what is read ahead.
+func (f *Filler) Prefetch(off, n int64) {
+	first, end := f.layer.ChunksOf(off, n)
+	s := f.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := first; c < end && !f.closed; c++ {
+		if f.sink.Have(c) {
+			continue
+		}
+		if fl := f.flights[int(f.layer.Chunks[c].Frame)]; fl != nil {
+			s.raise(fl, profiled)
+		} else {
+			f.hinted += f.flight(int(f.layer.Chunks[c].Frame), profiled, false).size()
+		}
+	}
+	s.dispatch()
+}
+
+// flight makes a flight of a frame that has none, and queues it.
+func (f *Filler) flight(frame int, l level, guess bool) *flight {
+	fl := &flight{f: f, frame: frame, level: l, guess: guess, done: make(chan struct{})}
+	f.flights[frame] = fl
+	if l == demand {
+		f.s.waiting++
+	}
+	if guess {
+		f.guesses.set(frame)
+		f.guessed += fl.size()
+	}
+	f.s.enqueue(fl)
+	return fl
+}
+
+const (
+	firstPause = time.Second
+	maxPause   = time.Minute
+)
+
+// land ends a flight.
+func (f *Filler) land(fl *flight, err error) {
+	s := f.s
+	if fl.state != queued {
+		s.held -= fl.size()
+	}
+	if fl.level == demand {
+		s.waiting--
+		s.asked = time.Now()
+	}
+	fl.state, fl.err = landed, err
+	delete(f.flights, fl.frame)
+	close(fl.done)
+	if err == nil {
+		f.pause = 0
+		return
+	}
+	// Who has asked may ask again; the rest waits.
+	if f.guesses.has(fl.frame) {
+		f.guesses.clear(fl.frame)
+		f.guessed -= fl.size()
+	}
+	f.unswept = len(f.layer.Frames)
+	f.pause = min(max(2*f.pause, firstPause), maxPause)
+	f.pausedUntil = time.Now().Add(f.pause)
+}
+
+// present reports whether all chunks of a frame are in the sink.
+func (f *Filler) present(frame int) bool {
+	fr := &f.layer.Frames[frame]
+	for c := fr.FirstChunk; c < fr.FirstChunk+fr.NumChunks; c++ {
+		if !f.sink.Have(int(c)) {
+			return false
+		}
+	}
+	return true
+}
+
+// Full reports whether everything is in the sink.
+func (f *Filler) Full() bool { return f.full.Load() }
+
+// Close cancels what is under way and waits for it. Fill fails from then on, but for what is in the sink.
+func (f *Filler) Close() error {
+	s := f.s
+	s.mu.Lock()
+	f.closed = true
+	s.fillers = slices.DeleteFunc(s.fillers, func(o *Filler) bool { return o == f })
+	for _, fl := range f.flights {
+		if fl.state == queued {
+			if fl.in != nil {
+				fl.in.release()
+			}
+			f.land(fl, errClosedFiller)
+		}
+	}
+	s.mu.Unlock()
+	f.cancel(errClosedFiller)
+	f.wg.Wait()
+	return nil
+}

@@ -1,0 +1,484 @@
+package fill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// lab is a layer behind a link, and the Filler of it.
+type lab struct {
+	*Filler
+	s    *Scheduler
+	im   *image
+	link *link
+	from *served
+	sink *memory
+}
+
+// dsl is the link that the benchmarks of the repository are measured on: 200 Mbit/s, 20 ms.
+func dsl() *link { return &link{rate: 25e6, rtt: 20 * time.Millisecond} }
+
+func newLab(t testing.TB, l *link, im *image, opt SchedulerOptions) *lab {
+	t.Helper()
+	b := &lab{s: NewScheduler(opt), im: im, link: l, from: l.serve(im), sink: newMemory(im)}
+	b.Filler = b.s.Open(im.Layer, b.from, b.sink, LayerOptions{Name: "sha256:test"})
+	return b
+}
+
+// read asks for bytes as a kernel would, in steps of 128 KiB.
+func (b *lab) read(t testing.TB, off, n int64) {
+	t.Helper()
+	for end := off + n; off < end; off += 128 << 10 {
+		n := min(128<<10, end-off)
+		if err := b.Fill(context.Background(), off, n); err != nil {
+			t.Fatal(err)
+		}
+		first, last := b.im.ChunksOf(off, n)
+		for c := first; c < last; c++ {
+			if !b.sink.Have(c) {
+				t.Fatalf("Fill(%d, %d) returned before chunk %d was written", off, n, c)
+			}
+		}
+	}
+}
+
+func (b *lab) readFile(t testing.TB, i int) {
+	t.Helper()
+	f := b.im.file(i)
+	b.read(t, f.off, f.n)
+}
+
+// fetchedOnce fails the test if a byte was asked for twice.
+func (b *lab) fetchedOnce(t *testing.T) {
+	t.Helper()
+	b.from.mu.Lock()
+	defer b.from.mu.Unlock()
+	var all spans
+	for _, a := range b.from.asked {
+		for at := a.off; at < a.end; at++ {
+			if all.has(at, at+1) {
+				t.Errorf("byte %d was asked for twice", at)
+				return
+			}
+			at = min(all.next(at), a.end) - 1
+		}
+		all.add(a.off, a.end)
+	}
+}
+
+func TestFourReadersFetchEachFrameOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), imageOf(t, 64<<10, many(40, 300_000)...), SchedulerOptions{})
+		defer b.s.Close()
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				for _, k := range rand.New(rand.NewPCG(1, uint64(i))).Perm(40) {
+					b.readFile(t, k)
+				}
+			})
+		}
+		wg.Wait()
+		b.sink.once(t)
+		b.fetchedOnce(t)
+		if !b.Full() {
+			t.Error("everything was read and something is missing")
+		}
+	})
+}
+
+// A sequential read fills the link although its reader asks for one piece after the other.
+func TestSequentialColdReadReaches85PercentOfTheLink(t *testing.T) {
+	for _, chunk := range []int64{4 << 20, 64 << 10} {
+		for _, l := range []*link{dsl(), {rate: 60e6, rtt: 50 * time.Millisecond}, {rate: 2e6, rtt: 100 * time.Millisecond}} {
+			t.Run(fmt.Sprintf("chunk %d, %.0f MB/s, %s", chunk, l.rate/1e6, l.rtt), func(t *testing.T) {
+				size := int64(l.rate * 2)
+				im := imageOf(t, chunk, size)
+				synctest.Test(t, func(t *testing.T) {
+					b := newLab(t, l, im, SchedulerOptions{})
+					defer b.s.Close()
+					start := time.Now()
+					b.readFile(t, 0)
+					d, ideal := time.Since(start), l.takes(int64(len(im.blob)))
+					_, most, sent := l.figures()
+					rate, rtt := b.s.Link()
+					t.Logf("%s, %.0f %% of the link; at most %d requests outstanding; link estimated at %.1f MB/s, %s", d, 100*ideal.Seconds()/d.Seconds(), most, rate/1e6, rtt)
+					if d > ideal*100/85 {
+						t.Errorf("took %s, the link alone %s", d, ideal)
+					}
+					if sent != int64(len(im.blob)) {
+						t.Errorf("sent %d of %d bytes", sent, len(im.blob))
+					}
+				})
+			})
+		}
+	}
+}
+
+// Files read in the order of the layer, as tar does it, come at link speed, however small they are.
+func TestTarReadsAtLinkSpeedInBoundedMemory(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	var sizes []int64
+	for range 4000 {
+		sizes = append(sizes, 1+int64(rnd.ExpFloat64()*12_000))
+	}
+	im := imageOf(t, 4<<20, sizes...)
+	synctest.Test(t, func(t *testing.T) {
+		const bound = 4 << 20
+		b := newLab(t, dsl(), im, SchedulerOptions{Memory: bound})
+		defer b.s.Close()
+		var most int64
+		b.sink.slow = func() {
+			b.s.mu.Lock()
+			most = max(most, b.s.held)
+			b.s.mu.Unlock()
+		}
+		start := time.Now()
+		for i := range sizes {
+			b.readFile(t, i)
+		}
+		d, ideal := time.Since(start), b.link.takes(int64(len(im.blob)))
+		requests, _, sent := b.link.figures()
+		t.Logf("%s, %.0f %% of the link; %d requests, %d of %d bytes; at most %d held", d, 100*ideal.Seconds()/d.Seconds(), requests, sent, len(im.blob), most)
+		if d > ideal*100/85 {
+			t.Errorf("took %s, the link alone %s", d, ideal)
+		}
+		if most > bound+2<<20 {
+			t.Errorf("held %d bytes", most)
+		}
+	})
+}
+
+// A slow sink holds back requests, not only decoders.
+func TestSlowSinkHoldsRequestsBack(t *testing.T) {
+	im := imageOf(t, 256<<10, many(30, 1<<20)...)
+	synctest.Test(t, func(t *testing.T) {
+		const bound = 2 << 20
+		b := newLab(t, &link{rate: 1e9, rtt: time.Millisecond}, im, SchedulerOptions{Memory: bound, Decoders: 2})
+		defer b.s.Close()
+		var mu sync.Mutex
+		var most int64
+		b.sink.slow = func() {
+			time.Sleep(20 * time.Millisecond)
+			b.s.mu.Lock()
+			defer b.s.mu.Unlock()
+			mu.Lock()
+			defer mu.Unlock()
+			most = max(most, b.s.held)
+		}
+		if err := b.Fill(t.Context(), 0, im.DataSize); err != nil {
+			t.Fatal(err)
+		}
+		if most > bound+2<<20 {
+			t.Errorf("%d bytes held", most)
+		}
+	})
+}
+
+func TestRandomSmallReadsFetchLittleMoreThanExact(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		chunk int64
+		sizes []int64
+	}{
+		{"small files", 4 << 20, many(4000, 20_000)},
+		{"tiny files", 4 << 20, many(20_000, 1500)},
+		{"a large file in large chunks", 1 << 20, []int64{200 << 20}},
+		{"a large file in small chunks", 64 << 10, []int64{100 << 20}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			im := imageOf(t, c.chunk, c.sizes...)
+			synctest.Test(t, func(t *testing.T) {
+				b := newLab(t, dsl(), im, SchedulerOptions{})
+				defer b.s.Close()
+				rnd := rand.New(rand.NewPCG(3, 4))
+				frames := map[int]bool{}
+				var exact int64
+				for exact < 8<<20 || c.chunk == 1<<20 && exact < 40<<20 {
+					ch := &im.Chunks[rnd.IntN(len(im.Chunks))]
+					b.read(t, ch.Data, 1)
+					if i := int(ch.Frame); !frames[i] {
+						frames[i] = true
+						exact += im.Frames[i].Size
+					}
+				}
+				time.Sleep(5 * time.Second)
+				_, _, sent := b.link.figures()
+				t.Logf("%.2f times exact", float64(sent)/float64(exact))
+				if sent > exact*13/10 {
+					t.Errorf("sent %d bytes for %d", sent, exact)
+				}
+			})
+		})
+	}
+}
+
+// Who waits is served as if background work didn't exist, but for the round trip that it may take to stop.
+func TestDemandIsNotDelayedByBackground(t *testing.T) {
+	for _, l := range []*link{dsl(), {rate: 1e6, rtt: 100 * time.Millisecond}} {
+		im := imageOf(t, 4<<20, append(many(500, 20_000), many(20, 1<<20)...)...)
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, l, im, SchedulerOptions{Background: true, Idle: 300 * time.Millisecond})
+			defer b.s.Close()
+			b.readFile(t, 519)
+			b.s.mu.Lock()
+			b.cursor = 500 // what is large comes first
+			b.s.mu.Unlock()
+			var worst time.Duration
+			met := 0
+			for i := 0; i < 400; i += 40 {
+				time.Sleep(350*time.Millisecond + time.Duration(i)*time.Millisecond/10)
+				if l.idle() || b.sink.Have(i) {
+					continue // not under way
+				}
+				met++
+				start := time.Now()
+				b.read(t, b.im.file(i).off, 1)
+				worst = max(worst, time.Since(start))
+			}
+			t.Logf("%s: at worst %s, %d times", l.rtt, worst, met)
+			if met < 3 || worst > 2*l.rtt+l.takes(20_000)+20*time.Millisecond {
+				t.Errorf("a read of 20 kB waited %s", worst)
+			}
+			time.Sleep(2 * time.Minute)
+			if !b.Full() {
+				t.Errorf("nobody asks for anything and %d chunks are missing", b.Stats().Missing)
+			}
+			b.sink.once(t)
+			if _, _, sent := l.figures(); sent > int64(len(im.blob))*11/10 {
+				t.Errorf("sent %d bytes of %d: yielding costs too much", sent, len(im.blob))
+			}
+		})
+	}
+}
+
+func TestBackgroundKeepsToItsRate(t *testing.T) {
+	im := imageOf(t, 64<<10, many(64, 64<<10)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true, BackgroundRate: 1 << 20})
+		defer b.s.Close()
+		b.readFile(t, 0)
+		time.Sleep(2 * time.Second)
+		_, _, sent := b.link.figures()
+		if sent < 1<<20 || sent > 5<<19 {
+			t.Errorf("%d bytes in 1.5 s", sent)
+		}
+	})
+}
+
+func TestCorruptOnceIsFetchedAgain(t *testing.T) {
+	im := imageOf(t, 256<<10, 1<<20, 100)
+	for _, big := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, dsl(), im, SchedulerOptions{})
+			defer b.s.Close()
+			fr := im.Frames[2]
+			file := 0
+			if !big {
+				fr, file = im.Frames[len(im.Frames)-1], 1
+			}
+			spoilt := false
+			var mu sync.Mutex
+			b.link.spoil = func(off int64, p []byte) {
+				mu.Lock()
+				defer mu.Unlock()
+				if at := fr.Offset + fr.Size/2; !spoilt && off <= at && at < off+int64(len(p)) {
+					p[at-off] ^= 1
+					spoilt = true
+				}
+			}
+			b.readFile(t, file)
+			if st := b.Stats(); !spoilt || st.Corrupt != 1 || st.Retries != 1 || st.Errors != 0 {
+				t.Errorf("%+v", st)
+			}
+			b.sink.once(t)
+		})
+	}
+}
+
+func TestCorruptTwiceIsAnErrorThatNamesItself(t *testing.T) {
+	im := imageOf(t, 256<<10, 100, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		fr := im.Frames[3]
+		b.link.spoil = func(off int64, p []byte) {
+			if at := fr.Offset + fr.Size/2; off <= at && at < off+int64(len(p)) {
+				p[at-off] ^= 1
+			}
+		}
+		f := im.file(1)
+		err := b.Fill(t.Context(), f.off+f.n/2+1, 1)
+		bad, ok := errors.AsType[*CorruptError](err)
+		if !ok || bad.File != "1" || bad.Chunk != 2 || bad.Layer != "sha256:test" {
+			t.Fatalf("error %v", err)
+		}
+		if !strings.HasPrefix(err.Error(), "read 1 (layer sha256:test): chunk 2: ") {
+			t.Errorf("error %q", err)
+		}
+		if b.sink.Have(3) {
+			t.Error("a corrupt chunk was written")
+		}
+		b.link.spoil = nil
+		b.readFile(t, 1) // nothing is remembered of it
+	})
+}
+
+func TestFullDiskIsAnErrorUntilThereIsSpace(t *testing.T) {
+	im := imageOf(t, 64<<10, many(10, 200_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true})
+		defer b.s.Close()
+		b.sink.fail = func(int) error { return syscall.ENOSPC }
+		if err := b.Fill(t.Context(), 0, 1); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("error %v", err)
+		}
+		before, _, _ := b.link.figures()
+		time.Sleep(10 * time.Second)
+		if after, _, _ := b.link.figures(); after-before > 20 {
+			t.Errorf("%d requests while there is no space", after-before)
+		}
+		b.sink.mu.Lock()
+		b.sink.fail = nil
+		b.sink.mu.Unlock()
+		b.readFile(t, 0)
+		time.Sleep(time.Minute)
+		if !b.Full() {
+			t.Error("background work didn't go on")
+		}
+	})
+}
+
+func TestFailedFetchIsTriedAgainByTheNextRead(t *testing.T) {
+	im := imageOf(t, 64<<10, 1000)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		gone := errors.New("registry.test answered 503")
+		b.link.fail = func() error { return gone }
+		err := b.Fill(t.Context(), 0, 1)
+		if !errors.Is(err, gone) || !strings.HasPrefix(err.Error(), "read 0 (layer sha256:test): ") {
+			t.Fatalf("error %v", err)
+		}
+		b.link.fail = nil
+		b.readFile(t, 0)
+	})
+}
+
+func TestCallerLeavesAndTheFetchGoesOn(t *testing.T) {
+	im := imageOf(t, 1<<20, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		stop := errors.New("build cancelled")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(5*time.Millisecond, func() { cancel(stop) })
+		start := time.Now()
+		if err := b.Fill(ctx, 0, 1); !errors.Is(err, stop) || time.Since(start) != 5*time.Millisecond {
+			t.Errorf("error %v after %s", err, time.Since(start))
+		}
+		b.readFile(t, 0)
+		if n, _, _ := b.link.figures(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+func TestCloseDuringFetch(t *testing.T) {
+	im := imageOf(t, 256<<10, 20<<20)
+	for _, after := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, dsl(), im, SchedulerOptions{Background: true})
+			errs := make(chan error, 1)
+			go func() { errs <- b.Fill(context.Background(), 0, im.DataSize) }()
+			time.Sleep(after)
+			b.Close()
+			b.Close()
+			if err := <-errs; err == nil || !strings.Contains(err.Error(), "layer is closed") {
+				t.Errorf("error %v", err)
+			}
+			b.s.Close()
+			if err := b.Fill(t.Context(), im.DataSize-1, 1); err == nil {
+				t.Error("Fill after Close")
+			}
+			if len(b.s.requests) != 0 || b.s.outstanding != 0 || b.s.held != 0 || b.s.waiting != 0 || len(b.flights) != 0 {
+				t.Errorf("left: %d requests, %d bytes outstanding, %d held, %d waiting, %d flights", len(b.s.requests), b.s.outstanding, b.s.held, b.s.waiting, len(b.flights))
+			}
+		})
+	}
+}
+
+// The first of several frames that come in one request is there when it has arrived.
+func TestFirstFrameDoesNotWaitForTheLast(t *testing.T) {
+	im := imageOf(t, 64<<10, 2<<20, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, &link{rate: 1e6, rtt: 10 * time.Millisecond}, im, SchedulerOptions{})
+		defer b.s.Close()
+		b.readFile(t, 1) // the link is known
+		start := time.Now()
+		go func() { _ = b.Fill(context.Background(), 0, im.DataSize) }()
+		synctest.Wait()
+		b.read(t, 0, 1)
+		if d := time.Since(start); d > 10*time.Millisecond+8*b.link.takes(64<<10) {
+			t.Errorf("waited %s", d)
+		}
+	})
+}
+
+func TestSlowReadsAreTold(t *testing.T) {
+	im := imageOf(t, 1<<20, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		l := &link{rate: 1e5, rtt: time.Second}
+		var told []string
+		var waits []time.Duration
+		s := NewScheduler(SchedulerOptions{Waited: func(d time.Duration) { waits = append(waits, d) }})
+		defer s.Close()
+		f := s.Open(im.Layer, l.serve(im), newMemory(im), LayerOptions{Slow: func(file string, d time.Duration) {
+			told = append(told, fmt.Sprint(file, " ", d))
+		}})
+		if err := f.Fill(t.Context(), 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(told) != "[0 5s]" || len(waits) != 1 || waits[0] < 10*time.Second {
+			t.Errorf("told %v, waits %v", told, waits)
+		}
+		if st := f.Stats(); st.Waited != waits[0] || st.Misses != 1 || st.Fetched != int64(len(im.blob)) || st.Written != 1<<20 || st.Missing != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// What a profile names comes before anybody asks, in few requests although it leaves out this and that.
+func TestPrefetch(t *testing.T) {
+	im := imageOf(t, 4<<20, many(3000, 5000)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		wanted := int64(0)
+		for i := range 3000 {
+			if f := b.im.file(i); i%8 != 0 {
+				b.Prefetch(f.off, f.n)
+				wanted += f.n
+			}
+		}
+		time.Sleep(10 * time.Second)
+		for i := range 3000 {
+			if i%8 != 0 && !b.sink.Have(i) {
+				t.Fatalf("file %d isn't there", i)
+			}
+		}
+		requests, most, sent := b.link.figures()
+		t.Logf("%d requests, %d at a time, %.2f times exact", requests, most, float64(sent)/float64(wanted))
+		if requests > 200 || sent > wanted*13/10 {
+			t.Errorf("%d requests, %d bytes for %d", requests, sent, wanted)
+		}
+	})
+}

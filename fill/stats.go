@@ -1,0 +1,58 @@
+package fill
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Stats are the counters of a Filler since it was opened.
+type Stats struct {
+	// Hits are calls of Fill that found everything present, Misses those that had to wait.
+	Hits, Misses int64
+	// Fetched are the compressed bytes received, Written the bytes of verified chunks put into the sink.
+	Fetched, Written int64
+	// Guessed are the compressed bytes that nobody has asked for so far, of those that a miss was widened by.
+	Guessed int64
+	// Requests are the ranges asked for.
+	Requests int64
+	// Waited is the time that callers of Fill have waited in total.
+	Waited time.Duration
+	// Errors are the calls of Fill that failed while their callers were waiting.
+	Errors int64
+	// Corrupt are the frames that failed verification, Retries those that were fetched again for it.
+	Corrupt, Retries int64
+	// Queue are the compressed bytes asked for or about to be that haven't been written.
+	Queue int64
+	// Missing are the chunks not in the sink, of Chunks.
+	Missing, Chunks int64
+	// Source is where the last request was answered, empty if the Fetcher doesn't say.
+	Source string
+}
+
+// counters are what Stats are read from.
+type counters struct {
+	hits, misses, fetched, served, requests, waited, errors, corrupt, retries atomic.Int64
+
+	source atomic.Pointer[string]
+}
+
+// Stats returns the Filler's counters. They don't belong to the same instant.
+func (f *Filler) Stats() Stats {
+	c := &f.count
+	s := Stats{
+		Hits: c.hits.Load(), Misses: c.misses.Load(), Fetched: c.fetched.Load(), Written: c.served.Load(),
+		Requests: c.requests.Load(), Waited: time.Duration(c.waited.Load()), Errors: c.errors.Load(),
+		Corrupt: c.corrupt.Load(), Retries: c.retries.Load(),
+		Missing: f.missing.Load(), Chunks: int64(len(f.layer.Chunks)),
+	}
+	if src := c.source.Load(); src != nil {
+		s.Source = *src
+	}
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	s.Guessed = f.guessed
+	for _, fl := range f.flights {
+		s.Queue += fl.size()
+	}
+	return s
+}
