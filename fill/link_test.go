@@ -96,7 +96,7 @@ func (b *sending) Read(p []byte) (int, error) {
 	if err := sleep(b.ctx, wait); err != nil {
 		return 0, err
 	}
-	copy(p, s.blob[b.off:])
+	copy(p, s.blob[b.off:b.end])
 	if spoil != nil {
 		spoil(b.off, p)
 	}
