@@ -1,0 +1,5 @@
+package erofs
+
+const victimEnv = "EROFS_TEST_VICTIM"
+
+func victim() {}
