@@ -140,18 +140,6 @@ func TestDeny(t *testing.T) {
 	checkFile(t, f.path("file"), f.content[:100<<10])
 }
 
-func TestMmap(t *testing.T) {
-	d, _ := openDoor(t, t.TempDir())
-	f := one(t, d.opt.Root, 1<<20)
-	mount(t, d, f, f.source(t))
-	// By another process: a fault holds locks that the one which answers may need.
-	out, err := exec.CommandContext(t.Context(), "grep", "-c", "--binary-files=text", "", f.path("file")).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	checkFile(t, f.path("file"), f.content)
-}
-
 // Programs run from an overlayfs mount over a layer, and change it.
 func TestOverlay(t *testing.T) {
 	d, _ := openDoor(t, t.TempDir())
