@@ -1,0 +1,118 @@
+package estargz_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/metadata/memory"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+)
+
+// randomTOC has n files, whose names, sizes and places are about a Debian system's.
+func randomTOC(t testing.TB, n int) string {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 2))
+	random := func() string {
+		b := make([]byte, 32)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		return digest.NewDigestFromBytes(digest.SHA256, b).String()
+	}
+	entries := []stargz.TOCEntry{}
+	offset := int64(0)
+	for i := range n {
+		dir := fmt.Sprintf("usr/lib/python3/dist-packages/package%d", i/25)
+		if i%25 == 0 {
+			entries = append(entries, stargz.TOCEntry{Type: "dir", Name: dir + "/", Mode: 0o755, ModTime3339: "2026-01-02T03:04:05Z"})
+			continue
+		}
+		offset += int64(r.IntN(500) + 100)
+		sum := random()
+		entries = append(entries, stargz.TOCEntry{
+			Type: "reg", Name: fmt.Sprintf("%s/module_%x.py", dir, r.Uint32()), Mode: 0o644, ModTime3339: "2026-01-02T03:04:05Z",
+			Size: int64(r.IntN(90_000) + 1), Offset: offset, Digest: sum, ChunkDigest: sum,
+		})
+	}
+	return tocOf(t, entries...)
+}
+
+// A layer of 100,000 entries, opened by us and by stargz-snapshotter.
+func BenchmarkOpen100k(b *testing.B) {
+	toc := randomTOC(b, 100_000)
+	blob := blobOf(b, 100<<20, toc)
+	b.Run("layer", func(b *testing.B) {
+		b.SetBytes(int64(len(toc)))
+		b.ReportAllocs()
+		open := func() any {
+			opened, err := estargz.Open(blob.reader(), int64(len(blob.data)), estargz.Options{TOCDigest: blob.tocDigest})
+			if err != nil {
+				b.Fatal(err)
+			}
+			return opened
+		}
+		for b.Loop() {
+			open()
+		}
+		reportHeld(b, open)
+	})
+	b.Run("stargz", func(b *testing.B) {
+		b.SetBytes(int64(len(toc)))
+		b.ReportAllocs()
+		open := func() any {
+			r, err := memory.NewReader(blob.reader())
+			if err != nil {
+				b.Fatal(err)
+			}
+			return r
+		}
+		for b.Loop() {
+			open()
+		}
+		reportHeld(b, open)
+	})
+}
+
+// reportHeld reports how much memory a result takes as long as it's in use.
+func reportHeld(b *testing.B, open func() any) {
+	b.Helper()
+	held := func() uint64 {
+		runtime.GC()
+		runtime.GC() // what was in a sync.Pool outlives the first
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := held()
+	result := open()
+	b.ReportMetric(float64(held())-float64(before), "B-held")
+	runtime.KeepAlive(result)
+}
+
+// One frame of 64 KiB after the other, as a scheduler decodes them.
+func BenchmarkDecompress(b *testing.B) {
+	content := make([]byte, 64<<10)
+	for i := range content {
+		content[i] = byte(i * i >> 8)
+	}
+	frame := gzipped(b, string(content))
+	b.SetBytes(int64(len(content)))
+	b.ReportAllocs()
+	for b.Loop() {
+		r, err := estargz.Codec{}.Decompress(bytes.NewReader(frame))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			b.Fatal(err)
+		}
+		r.Close()
+	}
+}

@@ -1,0 +1,73 @@
+package estargz_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"testing"
+
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
+)
+
+// The end of a blob is anything: it's opened or refused.
+func FuzzFooter(f *testing.F) {
+	tar := layertest.Tar(f, layers["usual"]...)
+	for _, write := range []writer{build(), external, legacy} {
+		b := write(f, tar)
+		f.Add(b.data, b.toc)
+	}
+	f.Add(legacyFooter(f, 1<<62), []byte(nil))
+	f.Add([]byte{}, []byte{})
+	f.Fuzz(func(t *testing.T, blob, toc []byte) {
+		b, err := estargz.Open(bytes.NewReader(blob), int64(len(blob)), estargz.Options{ExternalTOC: toc})
+		if err != nil {
+			if !errors.Is(err, fs.ErrInvalid) && !errors.Is(err, estargz.ErrExternalTOC) {
+				t.Errorf("doesn't wrap ErrInvalid: %v", err)
+			}
+			return
+		}
+		layertest.Check(t, b.Layer)
+	})
+}
+
+// A TOC is anything: it gives a consistent layer or is refused.
+func FuzzTOC(f *testing.F) {
+	for _, entries := range layers {
+		b := build(stargz.WithChunkSize(1000), stargz.WithMinChunkSize(2500))(f, layertest.Tar(f, entries...))
+		toc, err := readTOC(b)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if len(toc) < 100_000 {
+			f.Add(toc)
+		}
+	}
+	f.Add([]byte(`{"version":1,"entries":[{"name":"a","type":"reg","size":9,"digest":"` + sum + `"},{"type":"hardlink","name":"b","linkName":"a"}]}`))
+	f.Add([]byte(`{"a":[1,2.5,{"b":null}],"entries":[{"name":"\ud83d\ude00","type":"dir","xattrs":{"user.a":"YQ=="}}]}`))
+	f.Fuzz(func(t *testing.T, toc []byte) {
+		b, err := estargz.Parse(packTOC(t, toc), 1<<30, estargz.Options{})
+		if err != nil {
+			if !errors.Is(err, fs.ErrInvalid) {
+				t.Errorf("doesn't wrap ErrInvalid: %v", err)
+			}
+			return
+		}
+		layertest.Check(t, b.Layer)
+	})
+}
+
+func readTOC(b blob) ([]byte, error) {
+	offset, _, err := stargz.OpenFooter(b.reader())
+	if err != nil {
+		return nil, err
+	}
+	toc, _, err := new(stargz.GzipDecompressor).ParseTOC(bytes.NewReader(b.data[offset:]))
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(toc)
+}
