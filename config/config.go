@@ -22,9 +22,10 @@ import (
 
 // The values of [Lazy.Mount].
 const (
-	MountAuto = "auto" // the best door this host offers
-	MountFUSE = "fuse" // the FUSE door, or no start
-	MountOff  = "off"  // no lazy layers: pull and unpack as stock buildkitd does
+	MountAuto  = "auto"  // the best door this host offers
+	MountEROFS = "erofs" // the kernel door, or no start
+	MountFUSE  = "fuse"  // the FUSE door, or no start
+	MountOff   = "off"   // no lazy layers: pull and unpack as stock buildkitd does
 )
 
 // Limits of the values in the [lazy] table.
@@ -48,7 +49,7 @@ type Config struct {
 
 // Lazy is the [lazy] table of buildkitd.toml.
 type Lazy struct {
-	// Mount is the way a reader gets at a lazy layer: MountAuto (default), MountFUSE or MountOff. Key "mount".
+	// Mount is the way a reader gets at a lazy layer: MountAuto (default), MountEROFS, MountFUSE or MountOff. Key "mount".
 	Mount string
 
 	// Prefetch fetches, when a layer is mounted, what precedes the prefetch landmark in it. Default false: only what

@@ -41,7 +41,7 @@ func (t *text) UnmarshalText(b []byte) error {
 
 // wanted says what each key of the table takes, in the words of an error message.
 var wanted = map[string]string{
-	"mount":            `"auto", "fuse" or "off"`,
+	"mount":            `"auto", "erofs", "fuse" or "off"`,
 	"prefetch":         "true or false",
 	"background-fetch": "true or false",
 	"chunk-size":       `a number of bytes or a string such as "512KiB", from 4KiB to 1GiB, or 0 for the default`,
@@ -182,7 +182,7 @@ func ParseMount(s string) (string, error) {
 	switch s {
 	case "", MountAuto:
 		return MountAuto, nil
-	case MountFUSE, MountOff:
+	case MountEROFS, MountFUSE, MountOff:
 		return s, nil
 	}
 	return "", fmt.Errorf("unknown mount %q", s)

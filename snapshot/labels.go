@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Labels of a layer. BuildKit hands them to Prepare as they are and once more
@@ -22,6 +24,8 @@ const (
 	LabelLayers = "containerd.io/snapshot/remote/stargz.layers"
 	// LabelSizes lists the blob sizes of LabelLayers in bytes, in that order.
 	LabelSizes = "containerd.io/snapshot/remote/buildkitd-lazy.sizes"
+	// LabelTOCs lists the TOC digests of LabelLayers, in that order.
+	LabelTOCs = "containerd.io/snapshot/remote/buildkitd-lazy.tocs"
 	// LabelTarget names the snapshot that Prepare shall commit.
 	LabelTarget = "containerd.io/snapshot.ref"
 
@@ -33,7 +37,14 @@ type layerSource struct {
 	ref      reference.Spec
 	digest   digest.Digest
 	sizes    map[digest.Digest]int64 // bytes; of this layer and those above
+	above    []store.Key             // the layers above, as far as they are known
 	sessions []string
+}
+
+// of returns the source of a layer above.
+func (s layerSource) of(dgst digest.Digest) layerSource {
+	s.digest, s.above = dgst, nil
+	return s
 }
 
 func parseLabels(labels map[string]string) (layerSource, error) {
@@ -45,13 +56,18 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 	if src.digest, err = digest.Parse(labels[LabelDigest]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelDigest, err)
 	}
-	sizes := strings.Split(labels[LabelSizes], ",")
+	sizes, tocs := strings.Split(labels[LabelSizes], ","), strings.Split(labels[LabelTOCs], ",")
 	for i, l := range strings.Split(labels[LabelLayers], ",") {
 		d, err := digest.Parse(l)
 		if err != nil {
 			continue // only hints
 		}
 		src.sizes[d] = 0
+		if i < len(tocs) && d != src.digest {
+			if toc, err := digest.Parse(tocs[i]); err == nil {
+				src.above = append(src.above, store.Key{Blob: d, TOC: toc})
+			}
+		}
 		if i < len(sizes) {
 			if n, err := strconv.ParseInt(sizes[i], 10, 64); err == nil && n > 0 {
 				src.sizes[d] = n

@@ -29,15 +29,15 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 )
 
-// layer is an eStargz blob.
-type layer struct {
+// testLayer is an eStargz blob.
+type testLayer struct {
 	blob        []byte
 	digest, toc digest.Digest
 }
 
 // layerOf makes a layer of files with their contents; a name that ends in a slash
 // is a directory of the time 0.
-func layerOf(t *testing.T, files map[string][]byte) layer {
+func layerOf(t *testing.T, files map[string][]byte) testLayer {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -69,7 +69,7 @@ func layerOf(t *testing.T, files map[string][]byte) layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return layer{data, digest.FromBytes(data), b.TOCDigest()}
+	return testLayer{data, digest.FromBytes(data), b.TOCDigest()}
 }
 
 func random(n int) []byte {
@@ -94,7 +94,7 @@ func (r *registry) failed() []error {
 	return slices.Clone(r.errs)
 }
 
-func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...layer) *registry {
+func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...testLayer) *registry {
 	t.Helper()
 	r := &registry{answer: answer, blobs: map[string][]byte{}}
 	for _, l := range layers {
@@ -123,7 +123,7 @@ func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...layer) *regist
 
 func (r *registry) host() string { return strings.TrimPrefix(r.URL, "http://") }
 
-func (r *registry) labels(target string, l layer) map[string]string {
+func (r *registry) labels(target string, l testLayer) map[string]string {
 	return map[string]string{
 		LabelTarget: target, LabelRef: r.host() + "/team/image:v1", LabelDigest: l.digest.String(),
 		LabelLayers: l.digest.String(), LabelSizes: strconv.Itoa(len(l.blob)),
@@ -156,6 +156,7 @@ func newSnapshotter(t *testing.T, opt Options) (s *Snapshotter, root string) {
 		t.Fatal("this test mounts file systems: run it as root")
 	}
 	root = t.TempDir()
+	opt.Door = testDoor()
 	s, err := New(root, opt)
 	if err != nil {
 		t.Fatal(err)

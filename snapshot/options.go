@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Options say where layers come from and who is told of what happens to them.
@@ -17,6 +19,11 @@ type Options struct {
 	// Hosts returns the hosts that serve ref, with the credentials of the client
 	// sessions. Required.
 	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+	// Door is how readers get into layers: DoorEROFS, or "" for stargz-snapshotter's file system.
+	Door string
+	// Store and Fill tune what the doors that are our own share. What a read has waited for is told to Blob.Fetched.
+	Store store.Options
+	Fill  fill.SchedulerOptions
 	// Stargz configures stargz-snapshotter's file system.
 	Stargz config.Config
 	// Blob tunes ranged reads, and says who is told of them.

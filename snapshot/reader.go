@@ -93,8 +93,6 @@ type fetcher struct {
 
 var _ remote.Fetcher = (*fetcher)(nil)
 
-var errUnmounted = errors.New("layer is being unmounted")
-
 // Fetch implements remote.Fetcher.
 func (f *fetcher) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)

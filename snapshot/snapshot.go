@@ -27,11 +27,21 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door  *door
+	door  fileSystem
 	close func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
+
+// fileSystem is what layers are mounted by.
+type fileSystem interface {
+	stargz.FileSystem
+	// impliedBy returns the directories which the mounted layer with that table of contents leaves out.
+	impliedBy(toc digest.Digest) []string
+	Close() error
+}
+
+var _, _ fileSystem = (*door)(nil), (*engine)(nil)
 
 // New opens the snapshotter in the directory root, which it makes if needed.
 // Mounts which an earlier process left below root are unmounted first: their
@@ -45,7 +55,12 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err == nil && userxattr {
 		opaque = stargzlayer.OverlayOpaqueUser
 	}
-	d, err := newDoor(filepath.Join(root, "stargz"), opaque, opt)
+	var d fileSystem
+	if opt.Door != "" {
+		d, err = newEngine(root, userxattr, opt)
+	} else {
+		d, err = newDoor(filepath.Join(root, "stargz"), opaque, opt)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}

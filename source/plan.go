@@ -90,7 +90,7 @@ func (p *plan) labels(i int) map[string]string {
 
 	// The layers above are hints: their tables of contents are read in parallel
 	// with this one's. A label's length is limited, so there may be fewer of them.
-	var digests, sizes []string
+	var digests, sizes, tocs []string
 	for j := i; j < len(p.layers); j++ {
 		above := &p.layers[j]
 		if above.eager() != "" || slices.Contains(digests, above.desc.Digest.String()) {
@@ -102,9 +102,11 @@ func (p *plan) labels(i int) map[string]string {
 			break
 		}
 		digests, sizes = next, append(sizes, strconv.FormatInt(above.desc.Size, 10))
+		tocs = append(tocs, above.desc.Annotations[tocAnnotation])
 	}
 	labels[snapshot.LabelLayers] = strings.Join(digests, ",")
 	labels[snapshot.LabelSizes] = strings.Join(sizes, ",")
+	labels[snapshot.LabelTOCs] = strings.Join(tocs, ",")
 	return labels
 }
 

@@ -29,6 +29,8 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -69,10 +71,16 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by FUSE are asked for, and the snapshotter %q, which has none: leave one of them out", name)
 	case name != "auto" && name != snapshot.Name:
 		reason = fmt.Sprintf("the snapshotter %q is configured", name)
+	case opt.Lazy.Mount == config.MountEROFS:
+		if err := erofs.Probe(opt.Config.Root); err != nil {
+			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by EROFS are asked for: %w", err)
+		}
+		f, err := lazySnapshotter(opt, hosts, rep, snapshot.DoorEROFS)
+		return f, Door{Lazy: true, Name: config.MountEROFS, Reason: "EROFS with pre-content events works here"}, err
 	default:
 		err := snapshot.Supported(opt.Config.Root)
 		if err == nil {
-			f, err := lazySnapshotter(opt, hosts, rep)
+			f, err := lazySnapshotter(opt, hosts, rep, "")
 			return f, Door{Lazy: true, Name: config.MountFUSE, Reason: "a FUSE file system can be mounted here"}, err
 		}
 		if opt.Lazy.Mount == config.MountFUSE {
@@ -87,7 +95,7 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	return f, Door{Name: name, Reason: reason}, err
 }
 
-func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Reporter) (runc.SnapshotterFactory, error) {
+func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Reporter, door string) (runc.SnapshotterFactory, error) {
 	cfg, err := stargzConfig(opt)
 	if err != nil {
 		return runc.SnapshotterFactory{}, err
@@ -97,6 +105,8 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 			return resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
 				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
 		},
+		Door:         door,
+		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch},
 		Stargz:       cfg,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
 		MountTimeout: opt.Lazy.MountTimeout,

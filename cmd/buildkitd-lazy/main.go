@@ -34,12 +34,16 @@ import (
 	"github.com/sirupsen/logrus"
 	fscopy "github.com/tonistiigi/fsutil/copy"
 	"github.com/urfave/cli/v3"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 )
 
 func main() {
+	if erofs.GuardianMain(os.Args) {
+		return
+	}
 	// Modes in images are what the Dockerfile says, not what the daemon's umask makes of them; fsutil skips a chmod
-	// for every file when it may rely on that. Nothing here re-executes itself on Linux, so nothing needs to be
-	// done before.
+	// for every file when it may rely on that.
 	syscall.Umask(0)
 	fscopy.UmaskIsZero = true
 

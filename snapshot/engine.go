@@ -1,0 +1,327 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
+)
+
+// engine serves layers out of the store. A layer is opened once, whatever the number of snapshots that have it:
+// its door mounts it below the engine's own directory, and a snapshot gets a bind mount of that.
+type engine struct {
+	opt   Options
+	root  string // of the door's mounts
+	door  layerDoor
+	store *store.Store
+	sched *fill.Scheduler
+
+	ctx  context.Context //nolint:containedctx // of openings, which several mounts may wait for
+	end  context.CancelCauseFunc
+	wg   sync.WaitGroup // of openings
+	stop func() error
+
+	mu     sync.Mutex
+	closed bool
+	layers map[store.Key]*served
+	mounts map[string]*served // by mount point
+}
+
+// layerDoor lets readers into an opened layer.
+type layerDoor interface {
+	mount(s *served, target string) (doorMount, error)
+	Close() error
+}
+
+// doorMount is a layer that readers can get into.
+type doorMount interface {
+	// Complete says that no byte of the layer is missing any more.
+	Complete() error
+	Unmount() error
+}
+
+var (
+	errUnmounted     = errors.New("layer is being unmounted")
+	errEngineClosed  = errors.New("the snapshotter is being closed")
+	errNobodyMounted = errors.New("nobody mounted the layer")
+)
+
+// aheadFor is how long a layer that was opened because the one below it was mounted waits for its own
+// mount.
+const aheadFor = time.Minute
+
+// newEngine opens the engine below root, whose mounts are below root too.
+func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) {
+	e := &engine{opt: opt, root: filepath.Join(root, "layers"), layers: map[store.Key]*served{}, mounts: map[string]*served{}}
+	e.ctx, e.end = context.WithCancelCause(context.Background())
+	if err := os.MkdirAll(e.root, 0o700); err != nil {
+		return nil, err
+	}
+	// The door first: it takes over what a former daemon has left, which must be gone before layers are bound.
+	if e.door, err = newLayerDoor(root, opt.Door, userXattr, e.denied); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.door.Close())
+		}
+	}()
+	// What mounts of a former daemon were on.
+	left, err := os.ReadDir(e.root)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range left {
+		if err := os.Remove(filepath.Join(e.root, d.Name())); err != nil {
+			return nil, fmt.Errorf("remove the mount point of an earlier process: %w", err)
+		}
+	}
+	if e.store, err = store.Open(filepath.Join(root, "store"), opt.Store); err != nil {
+		return nil, err
+	}
+	e.sched = fill.NewScheduler(opt.Fill)
+	e.stop = sync.OnceValue(e.close)
+	return e, nil
+}
+
+// Mount implements stargz.FileSystem.
+func (e *engine) Mount(ctx context.Context, mountpoint string, labels map[string]string) error {
+	err := e.mount(ctx, mountpoint, labels)
+	if failure, ok := ctx.Value(failureKey{}).(*error); ok {
+		*failure = err
+	}
+	return err
+}
+
+func (e *engine) mount(ctx context.Context, mountpoint string, labels map[string]string) error {
+	src, err := parseLabels(labels)
+	if err != nil {
+		return err
+	}
+	if e.opt.MountTimeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, e.opt.MountTimeout,
+			fmt.Errorf("no table of contents within %s", e.opt.MountTimeout))
+		defer cancel()
+	}
+	toc, err := digest.Parse(labels[estargz.TOCJSONDigestAnnotation])
+	if err != nil {
+		return fmt.Errorf("label %s: %w", estargz.TOCJSONDigestAnnotation, err)
+	}
+	s, err := e.acquire(src, store.Key{Blob: src.digest, TOC: toc})
+	if err != nil {
+		return err
+	}
+	e.openAhead(src)
+	select {
+	case <-s.ready:
+		err = s.err
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = unix.Mount(s.target, mountpoint, "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		return errors.Join(explainOpening(src.digest, err), e.release(s))
+	}
+	e.mu.Lock()
+	e.mounts[mountpoint] = s
+	e.mu.Unlock()
+	return nil
+}
+
+// openAhead opens the layers above, so that their tables of contents come at the same time as this one's.
+func (e *engine) openAhead(src layerSource) {
+	for _, above := range src.above {
+		s, err := e.acquire(src.of(above.Blob), above)
+		if err != nil {
+			return // closed
+		}
+		timer := time.AfterFunc(aheadFor, func() { _ = e.releaseAhead(s) })
+		e.mu.Lock()
+		again := s.ahead != nil
+		if !again {
+			s.ahead = timer
+		}
+		e.mu.Unlock()
+		if again {
+			timer.Stop()
+			_ = e.release(s) // it has another reference
+		}
+	}
+}
+
+func (e *engine) releaseAhead(s *served) error {
+	e.mu.Lock()
+	ahead := s.ahead
+	s.ahead = nil
+	e.mu.Unlock()
+	if ahead == nil {
+		return nil
+	}
+	ahead.Stop()
+	return e.release(s)
+}
+
+// acquire returns a layer, which is being opened or is open, and which the caller releases. It reads where src says
+// from now on.
+func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errEngineClosed
+	}
+	s := e.layers[key]
+	if s == nil {
+		s = &served{
+			key: key, engine: e, ready: make(chan struct{}),
+			target: filepath.Join(e.root, key.Blob.Encoded()[:16]+"-"+key.TOC.Encoded()[:16]),
+		}
+		var ctx context.Context
+		ctx, s.cancel = context.WithCancelCause(e.ctx)
+		e.layers[key] = s
+		e.wg.Go(func() { e.open(ctx, s) })
+	}
+	s.refs++
+	s.readFrom(src)
+	return s, nil
+}
+
+// open opens a layer for all who wait for it.
+func (e *engine) open(ctx context.Context, s *served) {
+	s.err = s.open(ctx)
+	close(s.ready)
+	if s.err == nil {
+		// Nobody was told if all of it arrived meanwhile.
+		if s.filler.Full() {
+			s.complete()
+		}
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.layers[s.key] == s {
+		delete(e.layers, s.key) // the next one tries again
+	}
+}
+
+// release ends a use of a layer, and closes it after the last.
+func (e *engine) release(s *served) error {
+	e.mu.Lock()
+	s.refs--
+	last := s.refs == 0
+	if last && e.layers[s.key] == s {
+		delete(e.layers, s.key)
+	}
+	e.mu.Unlock()
+	if !last {
+		return nil
+	}
+	s.cancel(errNobodyMounted)
+	if <-s.ready; s.err != nil {
+		return nil // nothing of it is left
+	}
+	err := s.close()
+	if e.opt.Unmounted != nil {
+		e.opt.Unmounted(s.key.Blob)
+	}
+	return err
+}
+
+// impliedBy implements fileSystem.
+func (e *engine) impliedBy(toc digest.Digest) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, s := range e.layers {
+		if key.TOC == toc && s.opened() {
+			return s.implied
+		}
+	}
+	return nil
+}
+
+// Check implements stargz.FileSystem. A mounted layer is available: whether its
+// registry still is shows when a byte is missing, and then it is retried.
+func (e *engine) Check(_ context.Context, mountpoint string, labels map[string]string) error {
+	e.mu.Lock()
+	s := e.mounts[mountpoint]
+	e.mu.Unlock()
+	if s == nil {
+		return fmt.Errorf("%s is not mounted", mountpoint)
+	}
+	if src, err := parseLabels(labels); err == nil && len(src.sessions) > 0 {
+		s.readFrom(src)
+	}
+	return nil
+}
+
+// Unmount implements stargz.FileSystem.
+func (e *engine) Unmount(_ context.Context, mountpoint string) error {
+	e.mu.Lock()
+	s := e.mounts[mountpoint]
+	delete(e.mounts, mountpoint)
+	e.mu.Unlock()
+	if s == nil {
+		return nil // a directory of unpacked files, or what a failed mount has left
+	}
+	err := unix.Unmount(mountpoint, unix.MNT_DETACH)
+	err = errors.Join(err, e.releaseAhead(s))
+	return errors.Join(err, e.release(s))
+}
+
+// denied tells of a read that got EIO.
+func (e *engine) denied(target string, err error) {
+	e.mu.Lock()
+	var s *served
+	for _, l := range e.layers {
+		if l.target == target {
+			s = l
+		}
+	}
+	e.mu.Unlock()
+	if s != nil && e.opt.Blob.Failed != nil && !errors.Is(err, errUnmounted) {
+		e.opt.Blob.Failed(s.key.Blob, err)
+	}
+}
+
+// Close unmounts all layers and ends their reads. What has arrived of them is kept.
+func (e *engine) Close() error { return e.stop() }
+
+func (e *engine) close() error {
+	e.mu.Lock()
+	e.closed = true
+	mounted := make([]string, 0, len(e.mounts))
+	for mountpoint := range e.mounts {
+		mounted = append(mounted, mountpoint)
+	}
+	e.mu.Unlock()
+	e.end(errEngineClosed)
+	e.wg.Wait()
+	var errs []error
+	for _, mountpoint := range mounted {
+		errs = append(errs, e.Unmount(context.Background(), mountpoint))
+	}
+	e.mu.Lock()
+	var rest []*served
+	for _, s := range e.layers {
+		rest = append(rest, s)
+	}
+	e.mu.Unlock()
+	for _, s := range rest {
+		errs = append(errs, e.releaseAhead(s))
+	}
+	errs = append(errs, e.sched.Close(), e.door.Close(), e.store.Close())
+	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return err == nil })...)
+}

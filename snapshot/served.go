@@ -1,0 +1,256 @@
+package snapshot
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs/image"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
+)
+
+// served is a layer that is open, or about to be.
+type served struct {
+	key    store.Key
+	engine *engine
+
+	target string // where the door has it
+	cancel context.CancelCauseFunc
+
+	// Written by open, before ready is closed.
+	ready   chan struct{}
+	err     error
+	implied []string
+	held    *store.Layer
+	filler  *fill.Filler
+	door    doorMount
+
+	blobMu sync.Mutex
+	blob   *blob.Reader // of the repository named last
+
+	// Guarded by engine.mu.
+	refs  int
+	ahead *time.Timer // ends the reference of openAhead
+}
+
+// opened reports whether the layer has been opened, without an error.
+func (s *served) opened() bool {
+	select {
+	case <-s.ready:
+		return s.err == nil
+	default:
+		return false
+	}
+}
+
+// readFrom makes the layer read from the repository that src names, with its credentials.
+func (s *served) readFrom(src layerSource) {
+	e := s.engine
+	hosts := func() ([]docker.RegistryHost, error) { return e.opt.Hosts(src.ref, src.sessions) }
+	s.blobMu.Lock()
+	defer s.blobMu.Unlock()
+	if s.blob != nil && s.blob.Repository() == src.ref.Locator {
+		s.blob.SetHosts(hosts)
+		return
+	}
+	opt := e.opt.Blob
+	if told := opt.Fetched; told != nil {
+		// Who waits for how long isn't the request's to say: see Fill.
+		opt.Fetched = func(dgst digest.Digest, n int64, _ time.Duration) { told(dgst, n, 0) }
+	}
+	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, opt)
+}
+
+func (s *served) reader() *blob.Reader {
+	s.blobMu.Lock()
+	defer s.blobMu.Unlock()
+	return s.blob
+}
+
+// Fetch implements fill.Fetcher.
+func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}.Fetch(ctx, off, n)
+}
+
+// Fill implements what doors ask for: the n bytes at off of the data space.
+func (s *served) Fill(ctx context.Context, off, n int64) error {
+	start := time.Now()
+	err := s.filler.Fill(ctx, off, n)
+	if told := s.engine.opt.Blob.Fetched; told != nil {
+		told(s.key.Blob, 0, time.Since(start))
+	}
+	return err
+}
+
+// sink is the store's layer, which after an unclean stop finds out what it has while it's asked.
+type sink struct{ *store.Layer }
+
+// Have implements fill.Sink.
+func (s sink) Have(chunk int) bool { return s.Layer.Have(chunk) || s.Verify(chunk) }
+
+// imageVersion names the maker of metadata images: another one makes them anew.
+const imageVersion = "1"
+
+// open takes the layer from the store, or its table of contents from the registry, and mounts it.
+func (s *served) open(ctx context.Context) (err error) {
+	e := s.engine
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	parsed, err := s.contents(ctx)
+	if err != nil {
+		return err
+	}
+	model, err := s.held.Bind(parsed)
+	if err != nil {
+		return err
+	}
+	s.implied = impliedOf(model)
+	s.filler = e.sched.Open(model, s, sink{s.held}, fill.LayerOptions{Name: s.key.Blob.String(), Complete: s.complete})
+	if err := os.Mkdir(s.target, 0o700); err != nil {
+		return err
+	}
+	s.door, err = e.door.mount(s, s.target)
+	return err
+}
+
+// contents returns the layer's metadata, and holds the layer in the store.
+func (s *served) contents(ctx context.Context) (*layer.Layer, error) {
+	e := s.engine
+	opt := estargz.Options{TOCDigest: s.key.TOC}
+	held, err := e.store.Acquire(s.key)
+	if err == nil {
+		s.held = held
+		kept, err := held.TOC()
+		if err == nil && len(kept) > 8 {
+			b, perr := estargz.Parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), opt)
+			if perr == nil {
+				return b.Layer, nil
+			}
+			err = perr
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
+			return nil, err
+		}
+		held.Release() // its table of contents is fetched again
+		s.held = nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	size, err := s.reader().Size(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b, err := estargz.Open(readerAt{ctx, s}, size, opt)
+	if err != nil {
+		return nil, err
+	}
+	keep := append(binary.BigEndian.AppendUint64(nil, uint64(b.End)), b.TOC...)
+	if s.held, err = e.store.Create(s.key, bytes.NewReader(keep)); err != nil {
+		return nil, err
+	}
+	return b.Layer, nil
+}
+
+// image returns the path of the layer's metadata image.
+func (s *served) image(userXattr bool) (string, error) {
+	version := imageVersion
+	if userXattr {
+		version += "-userxattr"
+	}
+	path, err := s.held.Image(version)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return path, err
+	}
+	opt := image.Options{UserXattr: userXattr}
+	if id, err := hex.DecodeString(s.key.TOC.Encoded()); err == nil {
+		copy(opt.UUID[:], id)
+	}
+	return s.held.WriteImage(version, func(f *os.File) error {
+		w := bufio.NewWriterSize(f, 1<<20)
+		if err := image.Write(w, s.held.Model(), opt); err != nil {
+			return err
+		}
+		return w.Flush()
+	})
+}
+
+// complete is called when the last byte has arrived.
+func (s *served) complete() {
+	if s.opened() {
+		_ = s.door.Complete() // what fails costs time only
+	}
+}
+
+// close undoes open, as far as it came.
+func (s *served) close() error {
+	var errs []error
+	if s.door != nil {
+		errs = append(errs, s.door.Unmount())
+	}
+	if s.filler != nil {
+		errs = append(errs, s.filler.Close())
+	}
+	if err := os.Remove(s.target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	if s.held != nil {
+		s.held.Release()
+	}
+	return errors.Join(errs...)
+}
+
+// readerAt reads a blob as the format packages do.
+type readerAt struct {
+	ctx  context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
+	from fill.Fetcher
+}
+
+// ReadAt implements io.ReaderAt.
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	body, err := r.from.Fetch(r.ctx, off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	return io.ReadFull(body, p)
+}
+
+// impliedOf returns the directories, other than the root, which the layer needs
+// and has no entry for.
+func impliedOf(l *layer.Layer) []string {
+	var dirs []string
+	for i, in := range l.All() {
+		if i != layer.Root && in.Implied {
+			if path, ok := l.Path(i); ok {
+				dirs = append(dirs, "/"+path)
+			}
+		}
+	}
+	return dirs
+}
+
+// explainOpening turns the error of an opening into one for users.
+func explainOpening(dgst digest.Digest, err error) error {
+	if mismatch, ok := errors.AsType[*estargz.DigestError](err); ok {
+		return &MismatchError{Layer: dgst, Got: mismatch.Got, Want: mismatch.Want}
+	}
+	return err
+}
