@@ -109,12 +109,12 @@ func (f *Filler) nextMissing() int {
 
 // batchFrom queues what is missing from frame first on, up to a number of bytes, and returns the first flight.
 func (f *Filler) batchFrom(first int, l level, batch int64) *flight {
-	fl := f.flight(first, l, false)
+	fl := f.flight(first, l, asked)
 	for i := first + 1; i < len(f.layer.Frames) && f.layer.Frames[i].End()-f.layer.Frames[first].Offset <= batch; i++ {
 		if f.flights[i] != nil || f.present(i) {
 			break
 		}
-		f.flight(i, l, false)
+		f.flight(i, l, asked)
 	}
 	return fl
 }

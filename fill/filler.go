@@ -56,27 +56,30 @@ type Filler struct {
 
 	// Guarded by Scheduler.mu.
 	closed      bool
-	flights     map[int]*flight // by frame
-	guesses     bitmap          // frames fetched that nobody had asked for, nor has since
-	guessed     int64           // bytes of them
-	used        int64           // compressed bytes of the frames touched
-	hinted      int64           // compressed bytes that Prefetch has asked for
-	runs        []*run          // most recently used last
-	most        bool            // most of the layer was asked for: all of it is fetched
-	cursor      int             // where sweep goes on
-	unswept     int             // frames that sweep hasn't looked at
-	pausedUntil time.Time       // nothing is fetched before that nobody waits for
+	flights     map[int]*flight   // by frame
+	guesses     []evidence        // why a frame was fetched that nobody had asked for, nor has since
+	guessed     [strict + 1]int64 // bytes of them
+	used        int64             // compressed bytes of the frames touched
+	hinted      int64             // compressed bytes that Prefetch has asked for
+	runs        []*run            // most recently used last
+	most        bool              // most of the layer was asked for: all of it is fetched
+	cursor      int               // where sweep goes on
+	unswept     int               // frames that sweep hasn't looked at
+	pausedUntil time.Time         // nothing is fetched before that nobody waits for
 	pause       time.Duration
 }
 
-// extent is the frames of a file, from first up to end.
-type extent struct{ first, end int }
+// extent is the frames of a file, from first up to end, and the directory that the file is in.
+type extent struct {
+	first, end int
+	dir        uint32
+}
 
 // Open returns a Filler of l, whose blob is read from from. The caller closes it.
 func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions) *Filler {
 	f := &Filler{
 		s: s, layer: l, from: from, sink: to, opt: opt,
-		touched: newBitmap(len(l.Frames)), guesses: newBitmap(len(l.Frames)),
+		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
@@ -89,18 +92,31 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	for i := range l.Frames {
 		f.size += l.Frames[i].Size
 	}
-	for _, in := range l.All() {
-		if in.IsRegular() && in.NumChunks > 0 {
-			last := in.FirstChunk + in.NumChunks - 1
-			f.files = append(f.files, extent{int(l.Chunks[in.FirstChunk].Frame), int(l.Chunks[last].Frame) + 1})
-		}
-	}
-	slices.SortFunc(f.files, func(a, b extent) int { return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end)) })
+	f.files = filesOf(l)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
 	f.closed = s.closed
 	return f
+}
+
+// filesOf returns where the files of a layer are, by their first frame. Of a file that several frames share, the larger comes last.
+func filesOf(l *layer.Layer) []extent {
+	var files []extent
+	for dir, d := range l.All() {
+		for _, e := range d.Entries {
+			in := &l.Inodes[e.Inode]
+			if !in.IsRegular() || in.NumChunks == 0 {
+				continue
+			}
+			last := in.FirstChunk + in.NumChunks - 1
+			files = append(files, extent{int(l.Chunks[in.FirstChunk].Frame), int(l.Chunks[last].Frame) + 1, dir})
+		}
+	}
+	slices.SortFunc(files, func(a, b extent) int {
+		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end), cmp.Compare(a.dir, b.dir))
+	})
+	return slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end })
 }
 
 // Fill returns nil when the n bytes of the data space at off are in the sink. ctx bounds the wait; what is under way
@@ -204,7 +220,7 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 			l = ahead
 		}
 		if fl == nil {
-			fl = f.flight(i, l, false)
+			fl = f.flight(i, l, asked)
 		} else {
 			s.raise(fl, l)
 		}
@@ -235,22 +251,22 @@ func (f *Filler) Prefetch(off, n int64) {
 		if fl := f.flights[int(f.layer.Chunks[c].Frame)]; fl != nil {
 			s.raise(fl, profiled)
 		} else {
-			f.hinted += f.flight(int(f.layer.Chunks[c].Frame), profiled, false).size()
+			f.hinted += f.flight(int(f.layer.Chunks[c].Frame), profiled, asked).size()
 		}
 	}
 	s.dispatch()
 }
 
 // flight makes a flight of a frame that has none, and queues it.
-func (f *Filler) flight(frame int, l level, guess bool) *flight {
-	fl := &flight{f: f, frame: frame, level: l, guess: guess, done: make(chan struct{})}
+func (f *Filler) flight(frame int, l level, why evidence) *flight {
+	fl := &flight{f: f, frame: frame, level: l, done: make(chan struct{})}
 	f.flights[frame] = fl
 	if l == demand {
 		f.s.waiting++
 	}
-	if guess {
-		f.guesses.set(frame)
-		f.guessed += fl.size()
+	if why != asked {
+		f.guesses[frame] = why
+		f.guessed[why] += fl.size()
 	}
 	f.s.enqueue(fl)
 	return fl
@@ -279,10 +295,7 @@ func (f *Filler) land(fl *flight, err error) {
 		return
 	}
 	// Who has asked may ask again; the rest waits.
-	if f.guesses.has(fl.frame) {
-		f.guesses.clear(fl.frame)
-		f.guessed -= fl.size()
-	}
+	f.settle(fl.frame)
 	f.unswept = len(f.layer.Frames)
 	f.pause = min(max(2*f.pause, firstPause), maxPause)
 	f.pausedUntil = time.Now().Add(f.pause)

@@ -34,7 +34,6 @@ type flight struct {
 	frame int
 	level level
 	state state
-	guess bool     // nobody asked for it
 	again bool     // what arrived first was corrupt
 	in    *arrival // what has arrived of it, nil before
 	req   *request // that fetches it

@@ -232,7 +232,7 @@ func (s *Scheduler) plan(fl *flight) *request {
 			if !f.afford(f.layer.Frames[between].Size, near) {
 				return r
 			}
-			r.flights = append(r.flights, f.flight(between, fl.level, true))
+			r.flights = append(r.flights, f.flight(between, fl.level, near))
 		}
 		r.flights = append(r.flights, nf)
 		r.end, last = fr.End(), next

@@ -50,7 +50,9 @@ func (f *Filler) Stats() Stats {
 	}
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
-	s.Guessed = f.guessed
+	for _, n := range f.guessed {
+		s.Guessed += n
+	}
 	for _, fl := range f.flights {
 		s.Queue += fl.size()
 	}

@@ -1,6 +1,7 @@
 package fill
 
 import (
+	"math"
 	"slices"
 	"sort"
 )
@@ -13,14 +14,25 @@ type run struct {
 	bytes       int64 // of the frames touched
 	touches     int
 	strict      int // touches in a row that left nothing out
+	files       int // files that they went on to
 }
 
 const (
 	maxRuns = 16
 	// nearby is the number of bytes that a run may leave out, at least.
 	nearby = 32 << 10
+	// light is the number of bytes up to which a frame is fetched for being near to others.
+	light = 16 << 10
+	// anySize is no such number.
+	anySize = math.MaxInt64
 	// smallFile is the number of compressed bytes up to which a file is fetched as a whole.
 	smallFile = 256 << 10
+	// program is the number of frames up to which a file of which two were asked for is fetched as a whole.
+	program = 8
+	// maxLook is how many frames or files are looked at for evidence.
+	maxLook = 512
+	// inOrder is the number of files in a row from which a run isn't expected to end with its file or directory.
+	inOrder = 16
 	// streaming is the number of round trips' worth of bytes from which a run is taken for one that goes on.
 	streaming = 16
 	// smallLayer is the number of bytes below which what was read of a layer says little about the rest.
@@ -28,38 +40,45 @@ const (
 )
 
 // evidence is why something is expected to be asked for.
-type evidence int
+type evidence uint8
 
 const (
-	guess  evidence = iota // what was asked for is next to it
+	asked  evidence = iota // it has been
+	guess                  // what was asked for is next to it
 	near                   // so were some of its neighbours
-	strict                 // everything before it was asked for, in this order
+	strict                 // everything before it was asked for, in this order, or much of its file
 )
 
-// afford reports whether n more bytes may be fetched that nobody has asked for. All that stays unused of them is bounded by a
-// fifth of what was asked for, or so, however the layer is read; guessing right makes room for more of it.
+// afford reports whether n more bytes may be fetched that nobody has asked for. What stays unused of them is bounded by less
+// than a third of what was asked for and a few round trips' worth, however the layer is read; guessing right makes room for
+// more of it, and no kind of guess takes the room of another.
 func (f *Filler) afford(n int64, why evidence) bool {
 	bdp := f.s.est.bdp()
 	var limit int64
 	switch why {
 	case guess:
-		limit = min(bdp/4, 256<<10) + f.used/10
+		limit = min(bdp/4, 256<<10) + f.used/16
 	case near:
-		limit = min(bdp/2, 512<<10) + (f.used+f.hinted)/5
+		limit = min(bdp/2, 512<<10) + (f.used+f.hinted)/8
 	case strict:
-		limit = max(6*bdp, 2<<20) + f.used/4
+		limit = max(6*bdp, 2<<20) + f.used/10
 	}
-	return f.guessed+n <= limit
+	return f.guessed[why]+n <= limit
+}
+
+// settle ends the account of a guess: it was right, or failed.
+func (f *Filler) settle(frame int) {
+	if why := f.guesses[frame]; why != asked {
+		f.guessed[why] -= f.layer.Frames[frame].Size
+		f.guesses[frame] = asked
+	}
 }
 
 // touch is called when a frame is asked for the first time.
 func (f *Filler) touch(i int) {
 	size := f.layer.Frames[i].Size
 	f.used += size
-	if f.guesses.has(i) {
-		f.guesses.clear(i)
-		f.guessed -= size
-	}
+	f.settle(i)
 	f.widen(f.follow(i), i)
 	if f.used >= f.size/2 && f.size >= smallLayer && !f.most {
 		f.most, f.cursor, f.unswept = true, i, len(f.layer.Frames)
@@ -72,14 +91,18 @@ func (f *Filler) follow(i int) *run {
 	for k, r := range slices.Backward(f.runs) {
 		reach := max(nearby, min(r.bytes, f.s.est.bdp()/2))
 		switch {
-		case i < r.first || i > r.last && i >= r.ahead && frames[i].Offset-frames[r.last].End() > reach:
+		case i < r.first && frames[r.first].Offset-frames[i].End() > reach,
+			i > r.last && i >= r.ahead && frames[i].Offset-frames[r.last].End() > reach:
 			continue
 		case i == r.last+1:
 			r.strict++
+			if file, _ := f.fileAround(i); file.first == i {
+				r.files++
+			}
 		case i > r.last:
-			r.strict = 0
+			r.strict, r.files = 0, 0
 		}
-		r.last = max(r.last, i)
+		r.first, r.last = min(r.first, i), max(r.last, i)
 		r.bytes += frames[i].Size
 		r.touches++
 		f.runs = append(slices.Delete(f.runs, k, k+1), r)
@@ -96,44 +119,59 @@ func (f *Filler) follow(i int) *run {
 // widen asks for what will be wanted after frame i, as far as there is evidence for it.
 func (f *Filler) widen(r *run, i int) {
 	frames := f.layer.Frames
-	file := f.fileAround(i)
+	file, place := f.fileAround(i)
 	fileSize := frames[file.end-1].End() - frames[file.first].Offset
-	if fileSize <= smallFile {
-		// What the whole file hasn't told about the rest of it, its neighbours will.
-		f.want(file.first, file.end, near)
-	} else if n := file.end - file.first; n > 2 && n <= 1024 && 2*f.touchedOf(file) >= n {
-		f.want(file.first, file.end, strict)
+	bdp := f.s.est.bdp()
+	covers := 4*r.bytes >= 3*(frames[r.last].End()-frames[r.first].Offset)
+	streams := covers && r.files >= inOrder && r.bytes >= nearby
+	why, window, end, heaviest := near, min(2*r.bytes, 2*bdp), len(frames), int64(light)
+	if fileSize > smallFile {
+		// A large file may be read anywhere, but of a program nearly everything is needed.
+		n := file.end - file.first
+		if t := f.touchedOf(file); n > 1 && (t >= 2 && n <= program || n <= maxLook && 3*t >= 2*n) {
+			f.want(file.first, file.end, strict, anySize)
+		}
+		if r.strict == 0 {
+			return
+		}
+		why, end, heaviest = strict, file.end, anySize
+	} else {
+		f.want(file.first, file.end, strict, anySize)
+		dir := f.around(place, bdp/2)
+		end = dir.end
+		switch t := f.touchedOf(dir); {
+		case t == 1:
+			why, window = guess, nearby
+		default:
+			window = min(max(window, nearby<<min(t, 3)), 2*bdp)
+			if t&(t-1) == 0 {
+				back := i - sort.Search(i-dir.first, func(k int) bool { return frames[i-k-1].Offset < frames[i].Offset-window })
+				f.want(back, i, near, light)
+			}
+		}
+	}
+	if streams {
+		// What is large among files that are small might be worth a round trip of its own.
+		why, end, heaviest = strict, len(frames), max(bdp/4, heaviest)
+	}
+	if why == strict {
+		window = min(max(4*r.bytes, window), 4*bdp)
+		if r.bytes >= streaming*bdp {
+			window, heaviest = min(8*bdp, f.s.opt.Memory), anySize
+		}
 	}
 
-	bdp := f.s.est.bdp()
-	why, window, end := near, min(max(2*r.bytes, nearby), 2*bdp), len(frames)
-	switch {
-	case r.touches == 1:
-		if frames[i].Size > nearby {
-			return // a large file may be read anywhere
-		}
-		why, window = guess, nearby
-	case r.strict > 0 && 4*r.bytes >= 3*(frames[r.last].End()-frames[r.first].Offset):
-		why = strict
-		window = min(max(4*r.bytes, nearby), 4*bdp)
-		if r.bytes >= streaming*bdp {
-			window = min(8*bdp, f.s.opt.Memory)
-		}
-	}
-	if fileSize > smallFile && r.first >= file.first {
-		end = file.end // the run has seen but this file
-	}
-	from := frames[r.last].End()
-	r.ahead = max(r.ahead, r.last+1)
-	if r.ahead > r.last+1 && frames[r.ahead-1].End()-from >= window/2 {
+	from := frames[i].End()
+	r.ahead = max(r.ahead, i+1)
+	if r.ahead > i+1 && frames[r.ahead-1].End()-from >= window/2 {
 		return // not worth a request yet
 	}
 	to := r.ahead + sort.Search(max(end-r.ahead, 0), func(k int) bool { return frames[r.ahead+k].Offset >= from+window })
-	r.ahead = max(r.ahead, f.want(r.ahead, to, why))
+	r.ahead = max(r.ahead, f.want(r.ahead, to, why, heaviest))
 }
 
-// want asks for the frames from first up to end, and returns up to where it could be afforded.
-func (f *Filler) want(first, end int, why evidence) int {
+// want asks for the frames from first up to end but the heavier ones, and returns up to where it could be afforded.
+func (f *Filler) want(first, end int, why evidence, heaviest int64) int {
 	if f.s.pausing(f) {
 		return first
 	}
@@ -141,21 +179,48 @@ func (f *Filler) want(first, end int, why evidence) int {
 		if f.flights[i] != nil || f.present(i) {
 			continue
 		}
-		if !f.afford(f.layer.Frames[i].Size, why) {
+		size := f.layer.Frames[i].Size
+		if size > heaviest {
+			continue
+		}
+		if !f.afford(size, why) {
 			return i
 		}
-		f.flight(i, ahead, true)
+		f.flight(i, ahead, why)
 	}
 	return end
 }
 
-// fileAround returns the frames of the file that frame i belongs to, or of the last of those that share it.
-func (f *Filler) fileAround(i int) extent {
-	k := sort.Search(len(f.files), func(k int) bool { return f.files[k].first > i })
-	if k > 0 && f.files[k-1].end > i {
-		return f.files[k-1]
+// fileAround returns the frames of the file that frame i belongs to, or of the last of those that share it, and its place in
+// Filler.files; -1 if the frame belongs to none.
+func (f *Filler) fileAround(i int) (extent, int) {
+	k := sort.Search(len(f.files), func(k int) bool { return f.files[k].first > i }) - 1
+	if k >= 0 && f.files[k].end > i {
+		return f.files[k], k
 	}
-	return extent{i, i + 1}
+	return extent{first: i, end: i + 1}, -1
+}
+
+// around returns the frames of the files in the same directory before and after that at a place, as far as they are
+// contiguous, small and not more than reach bytes away.
+func (f *Filler) around(place int, reach int64) extent {
+	if place < 0 {
+		return extent{}
+	}
+	e := f.files[place]
+	frames := f.layer.Frames
+	off, end := frames[e.first].Offset, frames[e.end-1].End()
+	same := func(k int) bool {
+		o := f.files[k]
+		return o.dir == e.dir && frames[o.end-1].End()-frames[o.first].Offset <= smallFile
+	}
+	for k := place - 1; k >= 0 && k > place-maxLook && same(k) && off-frames[f.files[k].first].Offset <= reach; k-- {
+		e.first = f.files[k].first
+	}
+	for k := place + 1; k < len(f.files) && k < place+maxLook && same(k) && frames[f.files[k].end-1].End()-end <= reach; k++ {
+		e.end = max(e.end, f.files[k].end)
+	}
+	return e
 }
 
 // touchedOf returns how many frames of a file were asked for.
