@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,7 +129,14 @@ func TestDeny(t *testing.T) {
 	f := one(t, d.opt.Root, 100<<10)
 	s := f.source(t)
 	refused := errors.New("refused")
-	s.before = func(context.Context, int64, int64) error { return refused }
+	var refuse atomic.Bool
+	refuse.Store(true)
+	s.before = func(context.Context, int64, int64) error {
+		if refuse.Load() {
+			return refused
+		}
+		return nil
+	}
 	mount(t, d, f, s)
 	if b, err := os.ReadFile(f.path("file")); !errors.Is(err, unix.EIO) {
 		t.Fatalf("%d bytes, %v, want EIO", len(b), err)
@@ -136,7 +144,7 @@ func TestDeny(t *testing.T) {
 	if len(told.errs) == 0 || !errors.Is(told.errs[0], refused) {
 		t.Errorf("told of %v", told.errs)
 	}
-	s.before = nil
+	refuse.Store(false)
 	checkFile(t, f.path("file"), f.content[:100<<10])
 }
 

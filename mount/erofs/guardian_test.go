@@ -62,7 +62,7 @@ func victim() {
 	if _, err := d.Mount(opt.Mount); err != nil {
 		panic(err)
 	}
-	fmt.Println("ready")
+	_, _ = os.Stdout.WriteString("ready\n")
 	select {}
 }
 
@@ -79,7 +79,7 @@ func sumMapped(path string) {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Printf("%x", sha256.Sum256(b))
+	fmt.Fprintf(os.Stdout, "%x", sha256.Sum256(b))
 }
 
 // run starts the test binary as something else.

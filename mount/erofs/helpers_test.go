@@ -32,6 +32,9 @@ type files struct {
 	paths   map[string][]byte
 }
 
+// layers counts the directories that lay has made.
+var layers atomic.Int64
+
 // lay writes a layer of the given files, in a directory below dir.
 func lay(t testing.TB, dir string, content map[string][]byte, order ...string) *files {
 	t.Helper()
@@ -49,8 +52,8 @@ func lay(t testing.TB, dir string, content map[string][]byte, order ...string) *
 	if err := image.Write(&img, l, image.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp(dir, "layer,") // a comma must not end an option
-	if err != nil {
+	dir = filepath.Join(dir, fmt.Sprint("layer,", layers.Add(1))) // a comma must not end an option
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	f.opt = MountOptions{Image: filepath.Join(dir, "image"), Data: filepath.Join(dir, "data"), Target: filepath.Join(dir, "mnt")}
