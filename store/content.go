@@ -55,11 +55,11 @@ type content struct {
 
 var errLost = errors.New("data can't be synced")
 
-// openContent opens data, the size of the data space, and finds out which chunks are there. An error that isn't returned, since
-// it only costs trust, is told.
+// openContent opens data, gives it the size of the data space, and finds out which chunks are there. What only costs trust
+// is told, and no error.
 func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, error) {
 	c := &content{of: l, model: m, table: table, done: make(chan struct{})}
-	f, err := os.OpenFile(l.DataPath(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := l.s.openData(l.DataPath())
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +89,19 @@ func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, e
 		close(c.done)
 	}
 	return c, nil
+}
+
+// openData opens a data file, which is made if it isn't there.
+func (s *Store) openData(path string) (*os.File, error) {
+	flags := os.O_RDWR | unix.O_NOFOLLOW
+	f, err := os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case !errors.Is(err, fs.ErrExist):
+		return f, err
+	case s.opt.OpenData != nil:
+		return s.opt.OpenData(path)
+	}
+	return os.OpenFile(path, flags, 0)
 }
 
 // trust takes over the map, if it is of this data file as it is now.

@@ -56,13 +56,13 @@
 // kernel decides when a file is opened whether reads and writes through that descriptor raise such events (seen on Linux 6.18,
 // ext4): a descriptor opened before there was a mark on the inode never raises any, nor does a duplicate of it; one opened later does, also with
 // O_DIRECT and through /proc/self/fd. The store opens data once, in [Layer.Bind], and reads, writes, maps and punches through that
-// descriptor, so it never waits for itself. Hence the order:
+// descriptor, so it never waits for itself if
 //
-//  1. what a former daemon has left, its mounts and whoever holds its fanotify group, is gone before Bind;
-//  2. Bind before the mark, the mark before the mount;
-//  3. the mark is gone before the last Release.
+//  1. there is no mark before Bind, not even one that a former daemon or a detached mount has left, or
+//     [Options].OpenData opens a descriptor that is silent all the same;
+//  2. the mark comes before the mount, and is gone before the last Release.
 //
-// ftruncate raises an event whatever the descriptor; it happens in Bind alone.
+// ftruncate raises an event whatever the descriptor; it happens in Bind alone, when data is new or has the wrong size.
 //
 // # Failures
 //

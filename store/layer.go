@@ -151,8 +151,7 @@ func (l *Layer) WriteImage(version string, write func(*os.File) error) (path str
 
 // Bind opens the layer's data. m is what the TOC parses to; it stays in memory as long as the layer is held, and a little
 // longer. If the layer is bound already, m must have the same chunks, and the model in use is returned, so that
-// there is one. No descriptor of the data file that is opened after a fanotify mark was set must come before this one: see
-// the package's doc.
+// there is one. A fanotify mark on the data file comes after it, or [Options].OpenData is set: see the package's doc.
 func (l *Layer) Bind(m *layer.Layer) (*layer.Layer, error) {
 	table := tableSum(m)
 	l.binding.Lock()

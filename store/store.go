@@ -30,6 +30,9 @@ type Options struct {
 	Quiet time.Duration
 	// Distrust has every chunk verified on first use, as if the last process had been killed.
 	Distrust bool
+	// OpenData, if not nil, opens a data file for reading and writing by a descriptor that raises no pre-content events even
+	// if there is a mark: see the package's doc. Package mount/erofs has one.
+	OpenData func(path string) (*os.File, error)
 	// Notice, if not nil, is told of what the store has mended or couldn't do in the background. Called
 	// concurrently; it must not call the store.
 	Notice func(Key, error)

@@ -573,7 +573,11 @@ func TestCleanRestart(t *testing.T) {
 	}
 	l.Release()
 
-	s = open(t, root, Options{Notice: func(_ Key, err error) { t.Error(err) }})
+	silent := 0
+	s = open(t, root, Options{
+		Notice:   func(_ Key, err error) { t.Error(err) },
+		OpenData: func(path string) (*os.File, error) { silent++; return os.OpenFile(path, os.O_RDWR, 0) },
+	})
 	l, err := s.Acquire(fx.key)
 	if err != nil {
 		t.Fatal(err)
@@ -592,6 +596,9 @@ func TestCleanRestart(t *testing.T) {
 	}
 	for i := range l.Doubtful() {
 		t.Errorf("chunk %d is in doubt", i)
+	}
+	if silent != 1 {
+		t.Errorf("OpenData was called %d times", silent)
 	}
 	s.Close()
 

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"fmt"
+	"testing"
+)
+
+func BenchmarkHave(b *testing.B) {
+	fx := newFixture("a", newRand(1), 1, 100_000)
+	l := hold(b, open(b, b.TempDir(), Options{}), fx)
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			l.Have(i & 0xffff)
+		}
+	})
+}
+
+// Writes into holes, with the comparison of digests.
+func BenchmarkWriteChunk(b *testing.B) {
+	for _, size := range []int64{2 << 10, 64 << 10, 4 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			const total = 64 << 20
+			sizes := make([]int64, min(total/size, 4096))
+			for i := range sizes {
+				sizes[i] = size
+			}
+			fx := newFixture("a", newRand(1), size, sizes...)
+			s := open(b, b.TempDir(), Options{})
+			b.SetBytes(size)
+			b.ReportAllocs()
+			i, l := 0, hold(b, s, fx)
+			for b.Loop() {
+				if i == len(fx.model.Chunks) {
+					b.StopTimer()
+					l.Release()
+					for s.Remove(fx.key) != nil {
+						continue
+					}
+					i, l = 0, hold(b, s, fx)
+					b.StartTimer()
+				}
+				if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+}
+
+// What a restart after a SIGKILL costs for each chunk that is read.
+func BenchmarkVerify(b *testing.B) {
+	const size = 64 << 10
+	root := b.TempDir()
+	fx := newFixture("a", newRand(1), size, 32<<20)
+	s := open(b, root, Options{})
+	fillAll(b, hold(b, s, fx), fx)
+	s.Close()
+	b.SetBytes(size)
+	b.ReportAllocs()
+	i := len(fx.model.Chunks)
+	var l *Layer
+	for b.Loop() {
+		if i == len(fx.model.Chunks) {
+			b.StopTimer()
+			s.Close()
+			s = open(b, root, Options{Distrust: true})
+			i, l = 0, hold(b, s, fx)
+			b.StartTimer()
+		}
+		if !l.Verify(i) {
+			b.Fatal(i)
+		}
+		i++
+	}
+}
+
+// Binding a layer of 100,000 chunks after a clean stop and after a kill.
+func BenchmarkBind(b *testing.B) {
+	for _, distrust := range []bool{false, true} {
+		b.Run(fmt.Sprintf("distrust=%v", distrust), func(b *testing.B) {
+			sizes := make([]int64, 100_000)
+			for i := range sizes {
+				sizes[i] = 1 + int64(i%100)
+			}
+			root := b.TempDir()
+			fx := newFixture("a", newRand(1), 4096, sizes...)
+			s := open(b, root, Options{})
+			l := hold(b, s, fx)
+			for i := 0; i < len(sizes); i += 3 {
+				if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
+				s = open(b, root, Options{Distrust: distrust})
+				b.StartTimer()
+				hold(b, s, fx)
+			}
+		})
+	}
+}
