@@ -55,8 +55,8 @@ type content struct {
 
 var errLost = errors.New("data can't be synced")
 
-// openContent opens data, gives it the size of the data space, and finds out which chunks are there. What only costs trust
-// is told, and no error.
+// openContent opens data, gives it the size of the data space, and finds out which chunks are there. What only costs
+// trust is told, and no error.
 func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, error) {
 	c := &content{of: l, model: m, table: table, done: make(chan struct{})}
 	f, err := l.s.openData(l.DataPath())

@@ -244,8 +244,8 @@ func (c *crasher) step() string {
 	}
 }
 
-// TestNothingWrongIsEverThere does random things to a store and its files. Whatever it calls present hashes right, and nothing that
-// was written and not damaged is lost.
+// TestNothingWrongIsEverThere does random things to a store and its files. Whatever it calls present hashes right,
+// and nothing that was written and not damaged is lost.
 func TestNothingWrongIsEverThere(t *testing.T) {
 	seeds := 60
 	if testing.Short() {
@@ -279,9 +279,9 @@ func TestNothingWrongIsEverThere(t *testing.T) {
 	}
 }
 
-// TestPowerLoss has a disk that keeps of the blocks written since the last fsync what it likes, and of renames and unlinks, too: any map
-// that was ever written may come back. The times by which a map recognizes its data are switched off, so that it is believed: what it says must be
-// true even so.
+// TestPowerLoss has a disk that keeps of the blocks written since the last fsync what it likes, and of renames and
+// unlinks, too: any map that was ever written may come back. The times by which a map recognizes its data are
+// switched off, so that it is believed: what it says must be true even so.
 func TestPowerLoss(t *testing.T) {
 	weak := func(st *unix.Stat_t) identity { return identity{Size: st.Size} }
 	for seed := range 40 {
@@ -402,7 +402,8 @@ func child(root string) error {
 	return s.Close()
 }
 
-// TestKilledAtRandomMoments is a SIGKILL of a process that fills a layer, 50 times: what it has written is there, and right.
+// TestKilledAtRandomMoments is a SIGKILL of a process that fills a layer, 50 times: what it has written is there, and
+// right.
 func TestKilledAtRandomMoments(t *testing.T) {
 	root := t.TempDir()
 	fx := killFixture()

@@ -53,7 +53,8 @@ func mountSmall(t *testing.T, fstype string) (dir string) {
 	return dir
 }
 
-// A full disk is an error that says so, nothing is claimed that wasn't written, and the store goes on when there is space.
+// A full disk is an error that says so, nothing is claimed that wasn't written, and the store goes on when there is
+// space.
 func TestFullDisk(t *testing.T) {
 	for _, fstype := range []string{"tmpfs", "ext4"} {
 		t.Run(fstype, func(t *testing.T) {
@@ -126,8 +127,9 @@ func TestFullDisk(t *testing.T) {
 
 const preAccess = 0x00100000 // FAN_PRE_ACCESS, Linux 6.14
 
-// TestOwnDescriptorRaisesNoEvents rests on what the kernel decides when a file is opened: with a mark on the data file that is set after
-// Bind, and nobody who answers its events, the store reads, writes, verifies, drops and settles without waiting.
+// TestOwnDescriptorRaisesNoEvents rests on what the kernel decides when a file is opened: with a mark on the data
+// file that is set after Bind, and nobody who answers its events, the store reads, writes, verifies, drops and
+// settles without waiting.
 func TestOwnDescriptorRaisesNoEvents(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()

@@ -2,8 +2,8 @@
 //
 // # Concept
 //
-// A [Store] is a root directory with a directory per layer. A layer is known by a [Key], the digest of its blob and that
-// of its table of contents (TOC): the same blob with another TOC is another layer. What is kept of it:
+// A [Store] is a root directory with a directory per layer. A layer is known by a [Key], the digest of its blob and
+// that of its table of contents (TOC): the same blob with another TOC is another layer. What is kept of it:
 //
 //	layer   which layer this is; its modification time is when the layer was last used
 //	toc     the TOC as it was fetched: mounting a known layer needs no network
@@ -12,9 +12,9 @@
 //	data    the data space of package layer: sparse, chunks where they belong, holes where nothing has arrived
 //	map     which chunks are in data
 //
-// All but data are sealed: a line behind the content has its length and a CRC-32C over it, the name of the file, and the
-// key of the layer. A file that is torn, damaged, of another layer, or of another version of its maker is as
-// good as none. Sealed files are replaced by rename, so readers see the old or the new one.
+// All but data are sealed: a line behind the content has its length and a CRC-32C over it, the name of the file, and
+// the key of the layer. A file that is torn, damaged, of another layer, or of another version of its maker is as good
+// as none. Sealed files are replaced by rename, so readers see the old or the new one.
 //
 // # Life of a layer
 //
@@ -37,26 +37,26 @@
 //     before all its bytes are written. Padding behind a file stays a hole.
 //   - What is there stays there: a chunk that is there is never written again, so a map never claims too much because
 //     of what came after it. It is written after an fsync of data, and only if no write came in between.
-//   - A map says which data file it speaks of, by inode number, size, and times of last change and modification, and by a digest of
-//     the table of chunks. If anything of that differs, because the process was killed while it filled the layer,
-//     the machine lost power, somebody truncated, edited, restored or copied the file, or another version lays the layer
-//     out in another way, no chunk is trusted.
+//   - A map says which data file it speaks of, by inode number, size, and times of last change and modification, and
+//     by a digest of the table of chunks. If there is none, because the process was killed or the machine lost power
+//     while the layer was being filled, or if anything of that differs, because somebody truncated, edited, restored
+//     or copied data, or another version lays the layer out in another way, no chunk is trusted.
 //   - Without a map, a chunk may be there where the filesystem has data. Have is false until the chunk has been read back
 //     and its digest is right ([Layer.Verify]); bytes that prove wrong, such as zeros for what the machine had not
 //     written when power failed, are punched out, and the chunk is missing. Nothing that proves right is fetched again.
 //
-// The map is written when a layer has been quiet for [Options].Quiet, when nobody holds it any more, and by [Store.Close]. So a
-// SIGKILL costs a second reading of those layers that were being filled, and of no other. What isn't found out is a
-// disk that returns other bytes than were written to it without the file's times changing: that is so for every local
-// filesystem. [Options].Distrust reads everything again.
+// The map is written when a layer has been quiet for [Options].Quiet, when nobody holds it any more, and by
+// [Store.Close]. So a SIGKILL costs a second reading of those layers that were being filled, and of no other. What
+// isn't found out is a disk that returns other bytes than were written to it without the file's times changing: that
+// is so for every local filesystem. [Options].Distrust reads everything again.
 //
 // # Doors
 //
-// A door that serves data through the kernel sets a fanotify FAN_PRE_ACCESS mark on [Layer.DataPath]. The
-// kernel decides when a file is opened whether reads and writes through that descriptor raise such events (seen on Linux 6.18,
-// ext4): a descriptor opened before there was a mark on the inode never raises any, nor does a duplicate of it; one opened later does, also with
-// O_DIRECT and through /proc/self/fd. The store opens data once, in [Layer.Bind], and reads, writes, maps and punches through that
-// descriptor, so it never waits for itself if
+// A door that serves data through the kernel sets a fanotify FAN_PRE_ACCESS mark on [Layer.DataPath]. The kernel
+// decides when a file is opened whether reads and writes through that descriptor raise such events (seen on Linux
+// 6.18, ext4): a descriptor opened before there was a mark on the inode never raises any, nor does a duplicate of it;
+// one opened later does, also with O_DIRECT and through /proc/self/fd. The store opens data once, in [Layer.Bind],
+// and reads, writes, maps and punches through that descriptor, so it never waits for itself if
 //
 //  1. there is no mark before Bind, not even one that a former daemon or a detached mount has left, or
 //     [Options].OpenData opens a descriptor that is silent all the same;
@@ -66,20 +66,23 @@
 //
 // # Failures
 //
-// A full disk is an error of [Layer.WriteChunk] that wraps ENOSPC (or EDQUOT) and names layer and root; the chunk is missing, and can be
-// written when there is space again. If data can't be synced, its map isn't written until the layer is bound again,
-// since Linux reports a lost page once only: the chunks are then verified on use. What the store mends by itself, or fails to do in
-// the background, is told to [Options].Notice. A layer directory that can't be made sense of is removed by [Open]: it is a cache.
+// A full disk is an error of [Layer.WriteChunk] that wraps ENOSPC (or EDQUOT) and names layer and root; the chunk is
+// missing, and can be written when there is space again. If data can't be synced, its map isn't written until the
+// layer is bound again, since Linux reports a lost page once only: the chunks are then verified on use. What the
+// store mends by itself, or fails to do in the background, is told to [Options].Notice. A layer directory that can't
+// be made sense of is removed by [Open]: it is a cache.
 //
 // # Concurrency
 //
-// One process at a time has a root: [Open] takes a flock. All methods of Store and Layer are safe for concurrent use; those of
-// a Layer need that it is held. Have is one atomic load; writes of different chunks don't wait for each other.
+// One process at a time has a root: [Open] takes a flock. All methods of Store and Layer are safe for concurrent use;
+// those of a Layer need that it is held. Have is one atomic load; writes of different chunks don't wait for each
+// other.
 //
 // # Why files
 //
-// A TOC, an image and data must be files, of up to tens of megabytes and more, two of them known to the kernel by path. What remains are
-// a few hundred bytes per layer, and the map. They could be in a bbolt database, which BuildKit uses; but then one damaged page loses all layers
-// (or panics), a truncated file is a SIGBUS, and what a layer has is in two places that a crash can leave apart. A
-// directory per layer appears and goes by one rename, and an operator can read, count and delete it. Formats are encoding/json's.
+// A TOC, an image and data must be files, of up to tens of megabytes and more, two of them known to the kernel by
+// path. What remains are a few hundred bytes per layer, and the map. They could be in a bbolt database, which
+// BuildKit uses; but then one damaged page loses all layers (or panics), a truncated file is a SIGBUS, and what a
+// layer has is in two places that a crash can leave apart. A directory per layer appears and goes by one rename, and
+// an operator can read, count and delete it. Formats are encoding/json's.
 package store

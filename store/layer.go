@@ -28,7 +28,8 @@ const (
 	mapFile    = "map"
 )
 
-// A Layer is what the store has of one layer. Whoever got it from [Store.Acquire] or [Store.Create] holds it, and calls Release once.
+// A Layer is what the store has of one layer. Whoever got it from [Store.Acquire] or [Store.Create] holds it, and
+// calls Release once.
 type Layer struct {
 	s   *Store
 	key Key
@@ -100,8 +101,8 @@ func (l *Layer) write(name, label string, write func(*os.File) error) error {
 	return nil
 }
 
-// TOC returns the table of contents as Create got it. If it was damaged, the error is ErrDamaged, and Create with a new one mends
-// that; what has arrived of the layer isn't lost.
+// TOC returns the table of contents as Create got it. If it was damaged, the error is ErrDamaged, and Create with a
+// new one mends that; what has arrived of the layer isn't lost.
 func (l *Layer) TOC() ([]byte, error) { return l.read(tocFile) }
 
 // Origin returns what SetOrigin was last given. The error is an fs.ErrNotExist if there is nothing.
@@ -123,10 +124,10 @@ func (l *Layer) imageLabel(version string) (string, error) {
 	return fmt.Sprintf("%s %s %x", l.label(imageFile), version, c.table), nil
 }
 
-// Image returns the path of the metadata image. A line of the store's follows the image in that file, after the bytes that
-// were written; the kernel doesn't look there. The image must be of the same version, a name for the program that makes
-// images, and of the bound table of chunks: else the error is an fs.ErrNotExist, and WriteImage makes another.
-// All of it is read, for its checksum.
+// Image returns the path of the metadata image. A line of the store's follows the image in that file, after the bytes
+// that were written; the kernel doesn't look there. The image must be of the same version, a name for the program
+// that makes images, and of the bound table of chunks: else the error is an fs.ErrNotExist, and WriteImage makes
+// another. All of it is read, for its checksum.
 func (l *Layer) Image(version string) (path string, err error) {
 	label, err := l.imageLabel(version)
 	if err != nil {
@@ -149,9 +150,10 @@ func (l *Layer) WriteImage(version string, write func(*os.File) error) (path str
 	return l.path(imageFile), l.write(imageFile, label, write)
 }
 
-// Bind opens the layer's data. m is what the TOC parses to; it stays in memory as long as the layer is held, and a little
-// longer. If the layer is bound already, m must have the same chunks, and the model in use is returned, so that
-// there is one. A fanotify mark on the data file comes after it, or [Options].OpenData is set: see the package's doc.
+// Bind opens the layer's data. m is what the TOC parses to; it stays in memory as long as the layer is held, and a
+// little longer. If the layer is bound already, m must have the same chunks, and the model in use is returned, so
+// that there is one. A fanotify mark on the data file comes after it, or [Options].OpenData is set: see the package's
+// doc.
 func (l *Layer) Bind(m *layer.Layer) (*layer.Layer, error) {
 	table := tableSum(m)
 	l.binding.Lock()
@@ -184,8 +186,8 @@ func (l *Layer) Model() *layer.Layer {
 	return nil
 }
 
-// File returns the descriptor of the data file, for splicing what is there. Nobody but the store closes it, or writes to it. It is nil
-// if the layer isn't bound.
+// File returns the descriptor of the data file, for splicing what is there. Nobody but the store closes it, or writes
+// to it. It is nil if the layer isn't bound.
 func (l *Layer) File() *os.File {
 	c := l.content.Load()
 	if c == nil {
@@ -202,8 +204,8 @@ func (l *Layer) Have(chunk int) bool {
 	return c != nil && uint(chunk) < uint(len(c.model.Chunks)) && c.have.has(chunk)
 }
 
-// Verify reports whether a chunk is there, after having read and hashed it if an unclean stop left that in doubt. Without
-// doubt it is as quick as Have. A chunk that can't be read is missing.
+// Verify reports whether a chunk is there, after having read and hashed it if an unclean stop left that in doubt.
+// Without doubt it is as quick as Have. A chunk that can't be read is missing.
 func (l *Layer) Verify(chunk int) bool {
 	c := l.content.Load()
 	return c != nil && c.verify(chunk)
@@ -225,7 +227,8 @@ func (l *Layer) Doubtful() iter.Seq[int] {
 	}
 }
 
-// Missing iterates over the runs of chunks, from the first up to end, for which Have is false: those from i up to j, for each i and j.
+// Missing iterates over the runs of chunks, from the first up to end, for which Have is false: those from i up to j,
+// for each i and j.
 func (l *Layer) Missing(first, end int) iter.Seq2[int, int] {
 	return func(yield func(i, j int) bool) {
 		c := l.content.Load()
@@ -243,8 +246,8 @@ func (l *Layer) Missing(first, end int) iter.Seq2[int, int] {
 	}
 }
 
-// WriteChunk writes the bytes of a chunk, if it isn't there, having compared their digest: if they are others, the error is a
-// *DigestError and nothing is written. On any other error the chunk may have been written in part, and is
+// WriteChunk writes the bytes of a chunk, if it isn't there, having compared their digest: if they are others, the
+// error is a *DigestError and nothing is written. On any other error the chunk may have been written in part, and is
 // missing. p is the caller's again when it returns.
 func (l *Layer) WriteChunk(chunk int, p []byte) error {
 	c := l.content.Load()
@@ -254,8 +257,8 @@ func (l *Layer) WriteChunk(chunk int, p []byte) error {
 	return c.write(chunk, p)
 }
 
-// ReadAt reads from the data space. If bytes haven't arrived, it returns those in front of them and an ErrMissing. What is in
-// doubt is verified.
+// ReadAt reads from the data space. If bytes haven't arrived, it returns those in front of them and an ErrMissing.
+// What is in doubt is verified.
 func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
 	c := l.content.Load()
 	if c == nil {
@@ -272,8 +275,8 @@ func (l *Layer) Complete() bool {
 	return c != nil && c.missing.Load() == 0
 }
 
-// Done returns a channel that is closed when all chunks are known to be there; nil, on which nobody ever receives, if the layer isn't
-// bound.
+// Done returns a channel that is closed when all chunks are known to be there; nil, on which nobody ever receives, if
+// the layer isn't bound.
 func (l *Layer) Done() <-chan struct{} {
 	if c := l.content.Load(); c != nil {
 		return c.done
@@ -281,8 +284,8 @@ func (l *Layer) Done() <-chan struct{} {
 	return nil
 }
 
-// Filled returns the bytes of the chunks that are known to be there, without padding: how far the layer has come. What it
-// takes on the disk is in Usage.
+// Filled returns the bytes of the chunks that are known to be there, without padding: how far the layer has come.
+// What it takes on the disk is in Usage.
 func (l *Layer) Filled() int64 {
 	if c := l.content.Load(); c != nil {
 		return c.filled.Load()

@@ -30,7 +30,8 @@ func sum(label string, r io.Reader, n int64) (uint32, error) {
 	return h.Sum32(), nil
 }
 
-// createSealed makes a file in the directory tmp of what write writes, and seals it. The caller renames it or removes it.
+// createSealed makes a file in the directory tmp of what write writes, and seals it. The caller renames it or removes
+// it.
 func createSealed(tmp, label string, sync bool, write func(*os.File) error) (path string, err error) {
 	f, err := os.CreateTemp(tmp, "new-")
 	if err != nil {

@@ -23,15 +23,15 @@ import (
 
 // Options tune a Store. The zero value works.
 type Options struct {
-	// MaxSize is how many bytes of disk all layers may take, as Usage counts them. Above it, layers that nobody holds are removed,
-	// least recently used first; those held may take more. 0 means no limit.
+	// MaxSize is how many bytes of disk all layers may take, as Usage counts them. Above it, layers that nobody holds
+	// are removed, least recently used first; those held may take more. 0 means no limit.
 	MaxSize int64
 	// Quiet is for how long no chunk must have arrived before a layer's map is written. 0 means 5 seconds.
 	Quiet time.Duration
 	// Distrust has every chunk verified on first use, as if the last process had been killed.
 	Distrust bool
-	// OpenData, if not nil, opens a data file for reading and writing by a descriptor that raises no pre-content events even
-	// if there is a mark: see the package's doc. Package mount/erofs has one.
+	// OpenData, if not nil, opens a data file for reading and writing by a descriptor that raises no pre-content
+	// events even if there is a mark: see the package's doc. Package mount/erofs has one.
 	OpenData func(path string) (*os.File, error)
 	// Notice, if not nil, is told of what the store has mended or couldn't do in the background. Called
 	// concurrently; it must not call the store.
@@ -74,8 +74,8 @@ type Store struct {
 	synced   func(*Layer)
 }
 
-// Open opens the store in the directory root, which is made if it isn't there, and closed to other users. If another process has it, the error is
-// ErrLocked.
+// Open opens the store in the directory root, which is made if it isn't there, and closed to other users. If another
+// process has it, the error is ErrLocked.
 func Open(root string, opt Options) (*Store, error) {
 	if opt.Quiet <= 0 {
 		opt.Quiet = defaultQuiet
@@ -233,8 +233,8 @@ func (s *Store) touch(l *Layer) {
 	os.Chtimes(l.path(layerFile), time.Time{}, l.used) //nolint:errcheck // a guess at what will be used again
 }
 
-// Create returns a layer, held by the caller, whose TOC is what r has. If the store has the layer already, the TOC takes the place of the one
-// there; nothing else changes. The caller vouches that r is what key.TOC says.
+// Create returns a layer, held by the caller, whose TOC is what r has. If the store has the layer already, the TOC
+// takes the place of the one there; nothing else changes. The caller vouches that r is what key.TOC says.
 func (s *Store) Create(key Key, r io.Reader) (*Layer, error) {
 	if err := key.validate(); err != nil {
 		return nil, err

@@ -37,8 +37,8 @@ func (s *Store) Usage() []Usage {
 	return list
 }
 
-// Remove frees what a layer takes, with all that has arrived of it. The error is ErrInUse if somebody holds it, and an fs.ErrNotExist if
-// there is no such layer.
+// Remove frees what a layer takes, with all that has arrived of it. The error is ErrInUse if somebody holds it, and
+// an fs.ErrNotExist if there is no such layer.
 func (s *Store) Remove(key Key) error {
 	s.mu.Lock()
 	l, ok := s.layers[key]
@@ -133,8 +133,8 @@ func (s *Store) keep() {
 	}
 }
 
-// lookAfter settles a layer if it has been quiet since the last tick or nobody holds it, and lets go of its data and model in that
-// case.
+// lookAfter settles a layer if it has been quiet since the last tick or nobody holds it, and lets go of its data and
+// model in that case.
 func (s *Store) lookAfter(l *Layer, tick bool) {
 	c := l.content.Load()
 	idle := s.idle(l)
