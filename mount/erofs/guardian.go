@@ -128,7 +128,11 @@ func (g *guardian) guard(done bool) {
 			if err != nil {
 				return
 			}
-			next <- conn.(*net.UnixConn)
+			if conn := conn.(*net.UnixConn); ours(conn) {
+				next <- conn
+			} else {
+				conn.Close()
+			}
 		}
 	}()
 	tick := time.NewTicker(250 * time.Millisecond)
@@ -154,6 +158,20 @@ func (g *guardian) guard(done bool) {
 			}
 		}
 	}
+}
+
+// ours reports whether the other end is of the same user: what it gets may answer every read.
+func ours(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	same := false
+	err = raw.Control(func(fd uintptr) {
+		peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		same = err == nil && int(peer.Uid) == os.Geteuid()
+	})
+	return err == nil && same
 }
 
 // denyEvents has a goroutine deny whatever comes.
