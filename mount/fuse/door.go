@@ -1,0 +1,169 @@
+// Package fuse is the door for where the kernel door is not to be had: lazy layers as FUSE filesystems whose content arrives when it is read.
+//
+// # Concept
+//
+// A layer never changes, so there is little to do. A node's number is its index in [layer.Layer.Inodes] and one, the
+// root's is 1 as the protocol wants it. Any request is answered from the layer alone: nothing is counted, looked up or
+// locked, and what the kernel forgets, or asks for again after having forgotten it, needs no bookkeeping. Requests run in
+// parallel, each in a goroutine, and there are never more of these than reads that wait and a few. A read asks the layer's
+// [Filler] and then has the kernel take the bytes from the data file.
+//
+// What the kernel has heard once it keeps: names, names that don't exist, attributes, directories, symlinks and pages. Open, close and
+// access are not asked for at all, and getxattr isn't either if no file of the layer has an extended attribute, as is
+// usual; it's then EOPNOTSUPP instead of ENODATA.
+//
+// # What becomes of a layer
+//
+// The same as in package mount/erofs: hardlinks have one inode number, whiteouts are character devices 0:0, opaque
+// directories have trusted.overlay.opaque (user.overlay.opaque, see [MountOptions]), times keep their nanoseconds. Permissions are checked by the kernel.
+//
+// # Guarantees
+//
+// A read is answered with bytes only after Fill has returned nil; else the reader gets EIO, and a later read asks again. A read that a
+// signal interrupts ends with EINTR if the kernel asks for that, which it does for O_DIRECT, not for reads into the page cache;
+// those end by a fatal signal. What Fill has begun is the Filler's to go on with.
+//
+// No read returns zeros in place of missing bytes when the daemon is gone. The kernel ends the connection when nobody has its descriptor,
+// and it's only the daemon that has it, since it isn't inherited: what waits and what comes later gets ENOTCONN or ECONNABORTED. The next [Open]
+// detaches the mounts that are left.
+//
+// # Failure modes
+//
+// The daemon must not map files of its own mounts into memory, nor run programs from them or in them: both wait for the
+// daemon's own goroutines in a state in which it may not be able to run them. Reading is fine.
+//
+// Unmounting ends the connection, whoever still uses it, as an overlayfs mount or by an open file. Without
+// CAP_SYS_ADMIN that needs /sys/fs/fuse/connections; where this is missing too, what is used goes on to be served, by
+// the metadata alone: reads are EIO.
+//
+// # Why not
+//
+//   - FUSE passthrough (Linux 6.9), by which the kernel reads a file without asking us, is for whole files from their
+//     beginning on. Those of a layer are ranges of one data file.
+//   - Requests of 1 MiB don't fit into a pipe, which is how the bytes go without being copied, with their header. The kernel's readahead asks for
+//     128 KiB at most, and more of it would fetch what nobody wants.
+//   - go-fuse's package fs keeps a tree of nodes, with locks and counts, next to the tree that a layer is.
+//
+// Needed are /dev/fuse and either CAP_SYS_ADMIN in the user namespace or fusermount3. [Probe] tries all that.
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// A Filler makes content arrive. It is called from many goroutines at once.
+type Filler interface {
+	// Fill returns nil when n bytes at off, of the data space, are in the data file. It returns early when ctx ends.
+	Fill(ctx context.Context, off, n int64) error
+}
+
+// Options configure a Door.
+type Options struct {
+	// Root is the directory that all mounts are below. It is the Door's own: mounts of an earlier Door that are found in it when it
+	// is opened are detached.
+	Root string
+	// Denied, if set, is told of reads that got EIO: where the layer is mounted, the range, and why. It's called before the reader is
+	// woken.
+	Denied func(target string, off, n int64, err error)
+	// Notice, if set, is told of what else goes wrong in serving a mount, and has no caller to tell it to.
+	Notice func(target string, err error)
+
+	// Of tests.
+	helper   bool // mount by fusermount3
+	noSplice bool
+	wrap     func(gofuse.RawFileSystem) gofuse.RawFileSystem
+}
+
+var (
+	// ErrClosed is why reads fail that wait while the Door is closed.
+	ErrClosed = errors.New("the FUSE door is closed")
+	// ErrUnmounted is why reads fail that wait while a layer is unmounted.
+	ErrUnmounted = errors.New("the layer is not mounted any more")
+)
+
+// A Door is the FUSE mounts of a daemon. Its methods are safe for concurrent use.
+type Door struct {
+	opt      Options
+	lifetime context.Context //nolint:containedctx // of the mounts
+	end      context.CancelCauseFunc
+
+	mu     sync.Mutex
+	mounts map[string]*Mount // by target
+	closed bool
+}
+
+// Open detaches what a daemon that has ended left below Options.Root.
+func Open(opt Options) (*Door, error) {
+	root, err := filepath.EvalSymlinks(opt.Root)
+	if err != nil {
+		return nil, fmt.Errorf("open FUSE door: %w", err)
+	}
+	if opt.Root, err = filepath.Abs(root); err != nil {
+		return nil, fmt.Errorf("open FUSE door: %w", err)
+	}
+	if err := detachBelow(opt.Root); err != nil {
+		return nil, fmt.Errorf("open FUSE door: %w", err)
+	}
+	d := &Door{opt: opt, mounts: make(map[string]*Mount)}
+	d.lifetime, d.end = context.WithCancelCause(context.Background())
+	return d, nil
+}
+
+// Close ends what waits, unmounts, and waits for the Fillers to return and for the goroutines that serve.
+func (d *Door) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	var mounts []*Mount
+	for _, m := range d.mounts {
+		if m != nil {
+			mounts = append(mounts, m)
+		}
+	}
+	d.mu.Unlock()
+	d.end(ErrClosed)
+
+	var errs []error
+	for _, m := range mounts {
+		errs = append(errs, m.Unmount())
+	}
+	return errors.Join(errs...)
+}
+
+// reserve makes a target the caller's.
+func (d *Door) reserve(target string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	if _, ok := d.mounts[target]; ok {
+		return unix.EBUSY
+	}
+	d.mounts[target] = nil
+	return nil
+}
+
+// settle puts a mount in its reserved place, or frees that if m is nil. It reports whether the Door is open.
+func (d *Door) settle(target string, m *Mount) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m == nil {
+		delete(d.mounts, target)
+	} else {
+		d.mounts[target] = m
+	}
+	return !d.closed
+}
+
+func (d *Door) denied(target string, off, n int64, err error) {
+	if d.opt.Denied != nil {
+		d.opt.Denied(target, off, n, err)
+	}
+}

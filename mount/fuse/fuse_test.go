@@ -1,0 +1,404 @@
+package fuse
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/mounttest"
+)
+
+// Environment of the test binary when it is the daemon that is killed, or a reader that gets a signal.
+const (
+	victimEnv = "FUSE_TEST_VICTIM"
+	readerEnv = "FUSE_TEST_READER"
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv(victimEnv) != "":
+		victim(os.Getenv(victimEnv))
+	case os.Getenv(readerEnv) != "":
+		reader(os.Getenv(readerEnv))
+	default:
+		os.Exit(m.Run())
+	}
+}
+
+func mustMount(t testing.TB, d *Door, opt MountOptions) *Mount {
+	t.Helper()
+	m, err := d.Mount(opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Inode numbers don't depend on who asks when: index and one.
+func TestInodeNumbers(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Everything(t))
+	mustMount(t, openDoor(t, Options{Root: root}), options(f))
+	for name := range f.Files {
+		i := f.Inode(t, name)
+		var st unix.Stat_t
+		if err := unix.Lstat(f.Path(name), &st); err != nil || st.Ino != uint64(i)+1 {
+			t.Errorf("%q: inode number %d, %v, want %d", name, st.Ino, err, i+1)
+		}
+	}
+}
+
+func TestUserXattr(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Everything(t))
+	opt := options(f)
+	opt.UserXattr = true
+	mustMount(t, openDoor(t, Options{Root: root}), opt)
+	b := make([]byte, 10)
+	if n, err := unix.Lgetxattr(f.Path("opaque"), "user.overlay.opaque", b); err != nil || string(b[:n]) != "y" {
+		t.Errorf("%q, %v", b[:max(n, 0)], err)
+	}
+	if _, err := unix.Lgetxattr(f.Path("opaque"), "trusted.overlay.opaque", b); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("trusted.overlay.opaque: %v", err)
+	}
+}
+
+func TestMountTwice(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Build(t, mounttest.File("file", []byte("content"))))
+	d := openDoor(t, Options{Root: root})
+	m := mustMount(t, d, options(f))
+	if _, err := d.Mount(options(f)); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("%v, want EBUSY", err)
+	}
+	for range 2 {
+		if err := m.Unmount(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustMount(t, d, options(f))
+	mounttest.CheckFile(t, f.Path("file"), []byte("content"))
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Mount(options(f)); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v, want ErrClosed", err)
+	}
+}
+
+// A data file that is too short would be read as zeros.
+func TestShortData(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Build(t, mounttest.File("file", mounttest.Noise(10_000))))
+	if err := f.Data.Truncate(f.Layer.DataSize - 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openDoor(t, Options{Root: root}).Mount(options(f)); err == nil {
+		t.Error("mounted")
+	}
+}
+
+// Denied is told why a reader gets EIO.
+func TestDenied(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Build(t, mounttest.File("file", mounttest.Noise(10_000))))
+	refused := errors.New("refused")
+	f.Filler.Before = func(context.Context, int64, int64) error { return refused }
+	var told atomic.Pointer[string]
+	d := openDoor(t, Options{Root: root, Denied: func(target string, off, n int64, err error) {
+		s := fmt.Sprint(target == f.Target, off, n, err)
+		told.Store(&s)
+	}})
+	mustMount(t, d, options(f))
+	if _, err := os.ReadFile(f.Path("file")); !errors.Is(err, unix.EIO) {
+		t.Errorf("%v, want EIO", err)
+	}
+	if s := told.Load(); s == nil || *s != "true 0 10000 refused" && *s != "true 0 8192 refused" && *s != "true 0 4096 refused" {
+		t.Errorf("told of %v", s)
+	}
+}
+
+// A read that waits ends with EINTR when the kernel says so, and what it waits for goes on.
+func TestInterrupt(t *testing.T) {
+	root := t.TempDir()
+	f := mounttest.Lay(t, root, mounttest.Build(t, mounttest.File("file", mounttest.Noise(1<<20))))
+	left := make(chan error, 10)
+	var pass atomic.Bool
+	f.Filler.Before = func(ctx context.Context, _, _ int64) error {
+		if pass.Load() {
+			return nil
+		}
+		<-ctx.Done()
+		left <- errors.Join(ctx.Err(), context.Cause(ctx))
+		return context.Cause(ctx)
+	}
+	var denials atomic.Int64
+	d := openDoor(t, Options{Root: root, Denied: func(string, int64, int64, error) { denials.Add(1) }})
+	mustMount(t, d, options(f))
+
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), readerEnv+"="+f.Path("file"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for f.Filler.Calls.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the reader: %v: %s", err, out.String())
+	}
+	select {
+	case err := <-left:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("the filler's context: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the filler was not told")
+	}
+	if n := denials.Load(); n > 0 {
+		t.Errorf("%d denials", n)
+	}
+	pass.Store(true)
+	mounttest.CheckFile(t, f.Path("file"), f.Files["file"])
+}
+
+// reader reads with O_DIRECT, as the kernel lets no other read be interrupted, and wants EINTR for the signals it sends itself.
+func reader(path string) {
+	fail := func(v ...any) {
+		fmt.Println(v...)
+		os.Exit(1)
+	}
+	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		fail(err)
+	}
+	buf, err := unix.Mmap(-1, 0, 1<<16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		fail(err)
+	}
+	tid := make(chan int)
+	go func() {
+		id := <-tid
+		for {
+			time.Sleep(100 * time.Millisecond)
+			_ = unix.Tgkill(os.Getpid(), id, unix.SIGUSR1)
+		}
+	}()
+	done := make(chan unix.Errno)
+	go func() {
+		tid <- unix.Gettid()
+		_, _, errno := unix.Syscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0)
+		done <- errno
+	}()
+	select {
+	case errno := <-done:
+		if errno != unix.EINTR {
+			fail("want EINTR, got", errno)
+		}
+	case <-time.After(10 * time.Second):
+		fail("not interrupted")
+	}
+}
+
+// A daemon that is killed leaves readers errors, never zeros, though a program that it started lives on; the next one clears up.
+func TestKill(t *testing.T) {
+	root := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), victimEnv+"="+root)
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	line := func() string {
+		lines.Scan()
+		return lines.Text()
+	}
+	target, orphan := line(), 0
+	if _, err := fmt.Sscan(line(), &orphan); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(orphan, unix.SIGKILL)
+	defer unix.Unmount(target, unix.MNT_DETACH)
+
+	over := mounttest.Overlay(t, target)
+	var opened []*os.File
+	for _, dir := range []string{target, over} {
+		file, err := os.Open(filepath.Join(dir, "slow"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		opened = append(opened, file)
+	}
+	mounttest.CheckFile(t, filepath.Join(target, "quick"), mounttest.Noise(100_000))
+	waiting := make(chan error)
+	for _, path := range []string{target, over, target, over} {
+		go func() {
+			b, err := os.ReadFile(filepath.Join(path, "slow"))
+			if err == nil {
+				err = fmt.Errorf("read %d bytes", len(b))
+			}
+			waiting <- err
+		}()
+	}
+	if s := line(); s != "waiting" {
+		t.Fatal(s)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		select {
+		case err := <-waiting:
+			if !mounttest.Denied(err) {
+				t.Errorf("a read that waited: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a read waits for the dead")
+		}
+	}
+	b := make([]byte, 4096)
+	for _, file := range opened {
+		if n, err := file.ReadAt(b, 1<<19); !mounttest.Denied(err) {
+			t.Errorf("a later read: %d bytes, %v", n, err)
+		}
+	}
+	_ = cmd.Wait()
+
+	if err := openDoor(t, Options{Root: root}).Close(); err != nil {
+		t.Error(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil || bytes.Contains(mounts, []byte(strings.ReplaceAll(target, " ", `\040`))) {
+		t.Errorf("still mounted, or %v", err)
+	}
+}
+
+// victim serves until it is killed.
+func victim(root string) {
+	t := &process{}
+	tree := mounttest.Build(t, mounttest.File("slow", mounttest.Noise(1<<20)), mounttest.File("quick", mounttest.Noise(100_000)))
+	f := mounttest.Lay(t, root, tree)
+	slow := &tree.Layer.Inodes[tree.Inode(t, "slow")]
+	end := slow.Data + slow.Size
+	var told atomic.Bool
+	f.Filler.Before = func(_ context.Context, off, _ int64) error {
+		if off < end {
+			if !told.Swap(true) {
+				fmt.Println("waiting")
+			}
+			select {}
+		}
+		return nil
+	}
+	d, err := Open(Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Mount(options(f)); err != nil {
+		t.Fatal(err)
+	}
+	orphan := exec.CommandContext(t.Context(), "sleep", "60")
+	if err := orphan.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(f.Target)
+	fmt.Println(orphan.Process.Pid)
+	select {}
+}
+
+// process is a testing.TB where there is no test.
+type process struct{ testing.TB }
+
+func (*process) Helper()                  {}
+func (*process) Cleanup(func())           {}
+func (*process) Context() context.Context { return context.Background() }
+func (*process) Fatal(v ...any) {
+	fmt.Fprintln(os.Stderr, v...)
+	os.Exit(1)
+}
+
+// The reads of a waiting context cost a goroutine only when somebody asks for Done.
+func TestReadContext(t *testing.T) {
+	m := &Mount{}
+	m.lifetime, m.end = context.WithCancelCause(t.Context())
+	for name, test := range map[string]struct {
+		end  func(interrupt chan struct{})
+		want error
+	}{
+		"interrupt": {func(c chan struct{}) { close(c) }, context.Canceled},
+		"unmount":   {func(chan struct{}) { m.end(ErrUnmounted) }, ErrUnmounted},
+	} {
+		interrupt := make(chan struct{})
+		ctx := &readContext{Context: m.lifetime, m: m, interrupt: interrupt}
+		if m.lifetime.Err() == nil {
+			child, cancel := context.WithCancel(ctx)
+			defer cancel()
+			if ctx.Err() != nil {
+				t.Error(name, ctx.Err())
+			}
+			test.end(interrupt)
+			<-child.Done()
+			<-ctx.Done()
+			if ctx.Err() == nil || !errors.Is(context.Cause(ctx), test.want) && !errors.Is(ctx.Err(), test.want) {
+				t.Error(name, ctx.Err(), context.Cause(ctx))
+			}
+		}
+		ctx.end()
+		m.lifetime, m.end = context.WithCancelCause(t.Context())
+	}
+	m.calls.Wait()
+}
+
+// Directories are resumed anywhere, with any buffer.
+func TestReadDirResume(t *testing.T) {
+	tree := mounttest.Everything(t)
+	ft := newTree(&Mount{opt: MountOptions{Layer: tree.Layer}})
+	dir := tree.Inode(t, "many")
+	var names []string
+	for off := uint64(0); ; {
+		buf := make([]byte, 300+off%1000)
+		list := gofuse.NewDirEntryList(buf, off)
+		in := &gofuse.ReadIn{InHeader: gofuse.InHeader{NodeId: node(dir)}, Offset: off}
+		if status := ft.ReadDir(nil, in, list); !status.Ok() {
+			t.Fatal(status)
+		}
+		if list.Offset == off {
+			break
+		}
+		for at := off; at < list.Offset; at++ {
+			name, _, _ := ft.dirent(dir, at)
+			names = append(names, name)
+		}
+		off = list.Offset
+	}
+	if len(names) != 3002 || !slices.Equal(names[:2], []string{".", ".."}) {
+		t.Errorf("%d names", len(names))
+	}
+	if list := gofuse.NewDirEntryList(make([]byte, 4096), 1<<62); !ft.ReadDir(nil, &gofuse.ReadIn{InHeader: gofuse.InHeader{NodeId: node(dir)}, Offset: 1 << 62}, list).Ok() || list.Offset != 1<<62 {
+		t.Error("entries behind the end")
+	}
+}

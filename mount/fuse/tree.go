@@ -1,0 +1,219 @@
+package fuse
+
+import (
+	"strings"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+)
+
+// forever is how long the kernel may keep what it was told. Nothing changes.
+const forever = 24 * time.Hour
+
+// A tree answers what the kernel asks of a layer.
+type tree struct {
+	gofuse.RawFileSystem // refuses what isn't here
+	m                    *Mount
+	l                    *layer.Layer
+	parents              []uint32 // of directories, by inode
+	opaque               string   // the xattr of opaque directories
+	xattrs, acls         bool     // there are some
+
+	// The kernel can do without these requests.
+	noOpen, noOpendir bool
+}
+
+var _ gofuse.RawFileSystem = (*tree)(nil)
+
+func newTree(m *Mount) *tree {
+	t := &tree{RawFileSystem: gofuse.NewDefaultRawFileSystem(), m: m, l: m.opt.Layer, opaque: "trusted.overlay.opaque"}
+	if m.opt.UserXattr {
+		t.opaque = "user.overlay.opaque"
+	}
+	t.parents = make([]uint32, len(t.l.Inodes))
+	for i, in := range t.l.All() {
+		t.xattrs = t.xattrs || in.Opaque || len(in.Xattrs) > 0
+		for _, x := range in.Xattrs {
+			t.acls = t.acls || strings.HasPrefix(x.Name, "system.posix_acl_")
+		}
+		for _, e := range in.Entries {
+			t.parents[e.Inode] = i
+		}
+	}
+	return t
+}
+
+func node(inode uint32) uint64 { return uint64(inode) + 1 }
+
+func (t *tree) inode(node uint64) *layer.Inode { return &t.l.Inodes[node-1] }
+
+// String is the name that the filesystem has in go-fuse's messages.
+func (t *tree) String() string { return fsName }
+
+// Init is told what the kernel can.
+func (t *tree) Init(server *gofuse.Server) {
+	flags := server.KernelSettings().Flags64()
+	t.noOpen = flags&gofuse.CAP_NO_OPEN_SUPPORT != 0
+	t.noOpendir = flags&gofuse.CAP_NO_OPENDIR_SUPPORT != 0
+}
+
+func (t *tree) attr(inode uint32, out *gofuse.Attr) {
+	in := &t.l.Inodes[inode]
+	*out = gofuse.Attr{
+		Ino:       node(inode),
+		Size:      uint64(in.Size),
+		Blocks:    uint64(in.Size+layer.BlockSize-1) / layer.BlockSize * (layer.BlockSize / 512), // holes aren't for those who copy
+		Atime:     uint64(in.Mtime),
+		Mtime:     uint64(in.Mtime),
+		Ctime:     uint64(in.Mtime),
+		Atimensec: in.MtimeNsec,
+		Mtimensec: in.MtimeNsec,
+		Ctimensec: in.MtimeNsec,
+		Mode:      in.Mode,
+		Nlink:     in.Nlink,
+		Owner:     gofuse.Owner{Uid: in.UID, Gid: in.GID},
+		Rdev:      uint32(unix.Mkdev(in.Major, in.Minor)),
+		Blksize:   layer.BlockSize,
+	}
+}
+
+func (t *tree) entry(inode uint32, out *gofuse.EntryOut) {
+	out.NodeId = node(inode)
+	out.SetEntryTimeout(forever)
+	out.SetAttrTimeout(forever)
+	t.attr(inode, &out.Attr)
+}
+
+// Lookup finds a name, or has the kernel remember that there is none.
+func (t *tree) Lookup(_ <-chan struct{}, header *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
+	child, ok := t.l.Child(uint32(header.NodeId-1), name)
+	if !ok {
+		out.SetEntryTimeout(forever)
+		return gofuse.OK
+	}
+	t.entry(child, out)
+	return gofuse.OK
+}
+
+// Forget has nothing to forget.
+func (t *tree) Forget(uint64, uint64) {}
+
+// GetAttr is stat(2).
+func (t *tree) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+	out.SetTimeout(forever)
+	t.attr(uint32(in.NodeId-1), &out.Attr)
+	return gofuse.OK
+}
+
+// Readlink returns where a symlink leads.
+func (t *tree) Readlink(_ <-chan struct{}, header *gofuse.InHeader) ([]byte, gofuse.Status) {
+	return []byte(t.inode(header.NodeId).Target), gofuse.OK
+}
+
+// OpenDir needs nothing: the kernel takes ENOSYS for success, forever.
+func (t *tree) OpenDir(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	if t.noOpendir {
+		return gofuse.ENOSYS
+	}
+	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE | gofuse.FOPEN_CACHE_DIR
+	return gofuse.OK
+}
+
+// dirent returns the entry at a place in a directory: ".", "..", and what the layer has.
+func (t *tree) dirent(dir uint32, at uint64) (name string, inode uint32, ok bool) {
+	switch at {
+	case 0:
+		return ".", dir, true
+	case 1:
+		return "..", t.parents[dir], true
+	}
+	entries := t.l.Inodes[dir].Entries
+	if at-2 >= uint64(len(entries)) {
+		return "", 0, false
+	}
+	e := &entries[at-2]
+	return e.Name, e.Inode, true
+}
+
+// ReadDir lists a directory.
+func (t *tree) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	dir := uint32(in.NodeId - 1)
+	for at := in.Offset; ; at++ {
+		name, inode, ok := t.dirent(dir, at)
+		if !ok || !out.AddDirEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inodes[inode].Mode, Off: at + 1}) {
+			return gofuse.OK
+		}
+	}
+}
+
+// ReadDirPlus lists a directory, with what Lookup says of each.
+func (t *tree) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	dir := uint32(in.NodeId - 1)
+	for at := in.Offset; ; at++ {
+		name, inode, ok := t.dirent(dir, at)
+		if !ok {
+			return gofuse.OK
+		}
+		e := out.AddDirLookupEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inodes[inode].Mode, Off: at + 1})
+		if e == nil {
+			return gofuse.OK
+		}
+		if at >= 2 {
+			t.entry(inode, e)
+		}
+	}
+}
+
+// GetXAttr returns an extended attribute.
+func (t *tree) GetXAttr(_ <-chan struct{}, header *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
+	if !t.xattrs {
+		return 0, gofuse.ENOSYS // there will be no more questions
+	}
+	in := t.inode(header.NodeId)
+	if in.Opaque && name == t.opaque {
+		return give(dest, "y")
+	}
+	for i := range in.Xattrs {
+		if in.Xattrs[i].Name == name {
+			return give(dest, in.Xattrs[i].Value)
+		}
+	}
+	return 0, gofuse.ENODATA
+}
+
+func give[T string | []byte](dest []byte, value T) (uint32, gofuse.Status) {
+	if len(dest) < len(value) {
+		return uint32(len(value)), gofuse.ERANGE
+	}
+	return uint32(copy(dest, value)), gofuse.OK
+}
+
+// ListXAttr lists the names of extended attributes, each followed by a zero byte.
+func (t *tree) ListXAttr(_ <-chan struct{}, header *gofuse.InHeader, dest []byte) (uint32, gofuse.Status) {
+	in := t.inode(header.NodeId)
+	var list []byte
+	if in.Opaque {
+		list = append(append(list, t.opaque...), 0)
+	}
+	for i := range in.Xattrs {
+		if name := in.Xattrs[i].Name; !in.Opaque || name != t.opaque {
+			list = append(append(list, name...), 0)
+		}
+	}
+	return give(dest, list)
+}
+
+// StatFs describes a filesystem that is full.
+func (t *tree) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
+	*out = gofuse.StatfsOut{
+		Blocks:  uint64(t.l.DataSize / layer.BlockSize),
+		Bsize:   layer.BlockSize,
+		Frsize:  layer.BlockSize,
+		Files:   uint64(len(t.l.Inodes)),
+		NameLen: layer.MaxName,
+	}
+	return gofuse.OK
+}
