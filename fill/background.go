@@ -99,7 +99,7 @@ func (f *Filler) nextMissing() int {
 		if f.cursor >= len(f.layer.Frames) {
 			f.cursor = 0
 		}
-		if f.flights[f.cursor] == nil && !f.present(f.cursor) {
+		if f.flights[f.cursor] == nil && !f.there(f.cursor) {
 			return f.cursor
 		}
 		f.cursor++
@@ -111,7 +111,7 @@ func (f *Filler) nextMissing() int {
 func (f *Filler) batchFrom(first int, l level, batch int64) *flight {
 	fl := f.flight(first, l, asked)
 	for i := first + 1; i < len(f.layer.Frames) && f.layer.Frames[i].End()-f.layer.Frames[first].Offset <= batch; i++ {
-		if f.flights[i] != nil || f.present(i) {
+		if f.flights[i] != nil || f.there(i) {
 			break
 		}
 		f.flight(i, l, asked)

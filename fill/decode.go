@@ -161,11 +161,5 @@ func (f *Filler) write(c int, size int64, want [sha256.Size]byte, r io.Reader) e
 		return err
 	}
 	f.count.served.Add(size)
-	if f.missing.Add(-1) == 0 {
-		f.full.Store(true)
-		if f.opt.Complete != nil {
-			f.opt.Complete()
-		}
-	}
 	return nil
 }

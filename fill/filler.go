@@ -4,9 +4,9 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
@@ -22,6 +22,15 @@ type Sink interface {
 	WriteChunk(chunk int, p []byte) error
 }
 
+// Doubter is a Sink that doesn't trust all that it has: after an unclean stop, what may have been written isn't there
+// before it was verified again. It is when somebody asks for it, rather than being fetched.
+type Doubter interface {
+	// Doubtful iterates over the chunks that Have denies and Verify may yet find.
+	Doubtful() iter.Seq[int]
+	// Verify reports whether a chunk is there; Have says the same afterwards.
+	Verify(chunk int) bool
+}
+
 // LayerOptions tune a Filler. The zero value works.
 type LayerOptions struct {
 	// Name is what errors call the layer, e.g. its digest.
@@ -29,8 +38,6 @@ type LayerOptions struct {
 	// Slow, if not nil, is told of a read that has waited for SchedulerOptions.SlowAfter and still
 	// does, with a path of the file that it waits for. Called concurrently.
 	Slow func(file string, waited time.Duration)
-	// Complete, if not nil, is called once, when the last missing chunk has been written.
-	Complete func()
 }
 
 var errClosedFiller = errors.New("layer is closed")
@@ -49,9 +56,9 @@ type Filler struct {
 	files  []extent       // by first frame
 	size   int64          // of all frames, in bytes
 
-	full    atomic.Bool  // nothing is missing
-	missing atomic.Int64 // chunks
-	touched bitmap       // frames that somebody has asked for
+	doubts  Doubter // the sink, if it is one
+	doubt   bitmap  // frames with chunks that were in doubt when the layer was opened
+	touched bitmap  // frames that somebody has asked for
 	count   counters
 
 	// Guarded by Scheduler.mu.
@@ -83,12 +90,12 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		flights: map[int]*flight{}, unswept: len(l.Frames),
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
-	for c := range l.Chunks {
-		if !to.Have(c) {
-			f.missing.Add(1)
+	if d, ok := to.(Doubter); ok {
+		f.doubts, f.doubt = d, newBitmap(len(l.Frames))
+		for c := range d.Doubtful() {
+			f.doubt.set(int(l.Chunks[c].Frame))
 		}
 	}
-	f.full.Store(f.missing.Load() == 0)
 	for i := range l.Frames {
 		f.size += l.Frames[i].Size
 	}
@@ -123,10 +130,6 @@ func filesOf(l *layer.Layer) []extent {
 // goes on without the caller. An error names file and layer, and is a *[CorruptError] if the bytes that arrived were
 // wrong. It isn't kept: the next Fill tries again.
 func (f *Filler) Fill(ctx context.Context, off, n int64) error {
-	if f.full.Load() {
-		f.count.hits.Add(1)
-		return nil
-	}
 	first, end := f.layer.ChunksOf(off, n)
 	for c := first; c < end; c++ {
 		if !f.sink.Have(c) || !f.touched.has(int(f.layer.Chunks[c].Frame)) {
@@ -139,6 +142,11 @@ func (f *Filler) Fill(ctx context.Context, off, n int64) error {
 
 // miss asks for the chunks from first up to end and waits for them.
 func (f *Filler) miss(ctx context.Context, first, end int) error {
+	for c := first; c < end && f.doubts != nil; c++ {
+		if !f.sink.Have(c) && f.doubt.has(int(f.layer.Chunks[c].Frame)) {
+			f.doubts.Verify(c) // if it is wrong, it's missing
+		}
+	}
 	flights, err := f.ask(first, end)
 	if err != nil {
 		return f.failed(int(f.layer.Chunks[first].Frame), err)
@@ -312,8 +320,10 @@ func (f *Filler) present(frame int) bool {
 	return true
 }
 
-// Full reports whether everything is in the sink.
-func (f *Filler) Full() bool { return f.full.Load() }
+// there reports whether a frame needn't be fetched before somebody asks for it.
+func (f *Filler) there(frame int) bool {
+	return f.present(frame) || f.doubts != nil && f.doubt.has(frame)
+}
 
 // Close cancels what is under way and waits for it. Fill fails from then on, but for what is in the sink.
 func (f *Filler) Close() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -89,7 +90,7 @@ func TestFourReadersFetchEachFrameOnce(t *testing.T) {
 		wg.Wait()
 		b.sink.once(t)
 		b.fetchedOnce(t)
-		if !b.Full() {
+		if b.Stats().Missing > 0 {
 			t.Error("everything was read and something is missing")
 		}
 	})
@@ -249,7 +250,7 @@ func TestDemandIsNotDelayedByBackground(t *testing.T) {
 				t.Errorf("a read of 20 kB waited %s", worst)
 			}
 			time.Sleep(2 * time.Minute)
-			if !b.Full() {
+			if b.Stats().Missing > 0 {
 				t.Errorf("nobody asks for anything and %d chunks are missing", b.Stats().Missing)
 			}
 			b.sink.once(t)
@@ -351,7 +352,7 @@ func TestFullDiskIsAnErrorUntilThereIsSpace(t *testing.T) {
 		b.sink.mu.Unlock()
 		b.readFile(t, 0)
 		time.Sleep(time.Minute)
-		if !b.Full() {
+		if b.Stats().Missing > 0 {
 			t.Error("background work didn't go on")
 		}
 	})
@@ -479,6 +480,61 @@ func TestPrefetch(t *testing.T) {
 		t.Logf("%d requests, %d at a time, %.2f times exact", requests, most, float64(sent)/float64(wanted))
 		if requests > 200 || sent > wanted*13/10 {
 			t.Errorf("%d requests, %d bytes for %d", requests, sent, wanted)
+		}
+	})
+}
+
+// doubtful is a sink after an unclean stop.
+type doubtful struct {
+	*memory
+	doubts bitmap
+	wrong  int // a chunk that isn't what was written
+}
+
+func (d *doubtful) Doubtful() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for c := range d.im.Chunks {
+			if d.doubts.has(c) && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+func (d *doubtful) Verify(chunk int) bool {
+	if d.doubts.has(chunk) && chunk != d.wrong {
+		d.have.set(chunk)
+	}
+	return d.Have(chunk)
+}
+
+func TestWhatIsInDoubtIsVerifiedRatherThanFetched(t *testing.T) {
+	im := imageOf(t, 64<<10, many(20, 5000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := dsl()
+		s := NewScheduler(SchedulerOptions{})
+		defer s.Close()
+		sink := &doubtful{newMemory(im), newBitmap(len(im.Chunks)), 7}
+		for c := range 15 {
+			sink.doubts.set(c)
+		}
+		from := l.serve(im)
+		f := s.Open(im.Layer, from, sink, LayerOptions{})
+		for i := range 10 {
+			if err := f.Fill(t.Context(), im.file(i).off, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		for _, a := range from.asked {
+			for i := range 15 {
+				if fr := im.Frames[i]; i != 7 && a.off < fr.End() && fr.Offset < a.end {
+					t.Errorf("frame %d was fetched", i)
+				}
+			}
+		}
+		if !sink.Have(7) {
+			t.Error("what was wrong is still missing")
 		}
 	})
 }

@@ -181,5 +181,3 @@ func newBitmap(n int) bitmap { return make(bitmap, (n+63)/64) }
 func (b bitmap) has(i int) bool { return b[i/64].Load()&(1<<(i%64)) != 0 }
 
 func (b bitmap) set(i int) { b[i/64].Or(1 << (i % 64)) }
-
-func (b bitmap) clear(i int) { b[i/64].And(^(uint64(1) << (i % 64))) }

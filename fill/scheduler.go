@@ -223,7 +223,7 @@ func (s *Scheduler) plan(fl *flight) *request {
 		}
 		nf := f.flights[next]
 		switch {
-		case nf == nil && !f.present(next):
+		case nf == nil && !f.there(next):
 			continue // a gap, if something is wanted behind it
 		case nf == nil || nf.state != queued || nf.again || nf.in != nil || nf.level > max(fl.level, profiled):
 			return r

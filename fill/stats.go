@@ -36,14 +36,19 @@ type counters struct {
 	source atomic.Pointer[string]
 }
 
-// Stats returns the Filler's counters. They don't belong to the same instant.
+// Stats returns the Filler's counters. They don't belong to the same instant. It looks at every chunk.
 func (f *Filler) Stats() Stats {
 	c := &f.count
 	s := Stats{
 		Hits: c.hits.Load(), Misses: c.misses.Load(), Fetched: c.fetched.Load(), Written: c.served.Load(),
 		Requests: c.requests.Load(), Waited: time.Duration(c.waited.Load()), Errors: c.errors.Load(),
 		Corrupt: c.corrupt.Load(), Retries: c.retries.Load(),
-		Missing: f.missing.Load(), Chunks: int64(len(f.layer.Chunks)),
+		Chunks: int64(len(f.layer.Chunks)),
+	}
+	for i := range f.layer.Chunks {
+		if !f.sink.Have(i) {
+			s.Missing++
+		}
 	}
 	if src := c.source.Load(); src != nil {
 		s.Source = *src

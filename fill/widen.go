@@ -124,7 +124,8 @@ func (f *Filler) widen(r *run, i int) {
 	bdp := f.s.est.bdp()
 	covers := 4*r.bytes >= 3*(frames[r.last].End()-frames[r.first].Offset)
 	streams := covers && r.files >= inOrder && r.bytes >= nearby
-	why, window, end, heaviest := near, min(2*r.bytes, 2*bdp), len(frames), int64(light)
+	why, window, heaviest := near, min(2*r.bytes, 2*bdp), int64(light)
+	var end int
 	if fileSize > smallFile {
 		// A large file may be read anywhere, but of a program nearly everything is needed.
 		n := file.end - file.first
@@ -139,12 +140,12 @@ func (f *Filler) widen(r *run, i int) {
 		f.want(file.first, file.end, strict, anySize)
 		dir := f.around(place, bdp/2)
 		end = dir.end
-		switch t := f.touchedOf(dir); {
-		case t == 1:
+		t := f.touchedOf(dir)
+		if t == 1 {
 			why, window = guess, nearby
-		default:
+		} else {
 			window = min(max(window, nearby<<min(t, 3)), 2*bdp)
-			if t&(t-1) == 0 {
+			if t&(t-1) == 0 { // now and then what is before it, too
 				back := i - sort.Search(i-dir.first, func(k int) bool { return frames[i-k-1].Offset < frames[i].Offset-window })
 				f.want(back, i, near, light)
 			}
@@ -176,7 +177,7 @@ func (f *Filler) want(first, end int, why evidence, heaviest int64) int {
 		return first
 	}
 	for i := first; i < end; i++ {
-		if f.flights[i] != nil || f.present(i) {
+		if f.flights[i] != nil || f.there(i) {
 			continue
 		}
 		size := f.layer.Frames[i].Size
