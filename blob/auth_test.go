@@ -294,3 +294,77 @@ func TestUntrustedCertificate(t *testing.T) {
 	err := fails(t, open(t, blob, Options{}, fixed(host)), 0, 10)
 	contains(t, err, host.Host, "certificate")
 }
+
+// Bytes that were corrupt are asked for elsewhere: at the next host, or where the registry says now.
+func TestRefetchGoesElsewhere(t *testing.T) {
+	blob := randomBlob(1000)
+	mirror, origin := newRegistry(t, blob), newRegistry(t, blob)
+	r := open(t, blob, quick, fixed(mirror.host(t), origin.host(t)))
+	body, err := r.Refetch(t.Context(), 5, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if src, ok := body.(interface{ Source() string }); !ok || src.Source() != origin.host(t).Host {
+		t.Errorf("answered by another host than %s", origin.host(t).Host)
+	}
+	if m, o := mirror.ranges(), origin.ranges(); m != "" || o != "5-14" {
+		t.Errorf("mirror was asked for %q, origin for %q", m, o)
+	}
+
+	st, reg := newStore(t, blob), newRegistry(t, blob)
+	asked := 0
+	reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		asked++
+		st.redirect(w, req)
+	})
+	r = open(t, blob, quick, fixed(reg.host(t)))
+	want(t, r, blob, 0, 10)
+	body, err = r.Refetch(t.Context(), 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body.Close()
+	if asked != 2 {
+		t.Errorf("the registry was asked %d times", asked)
+	}
+}
+
+// A token that expires in a layer's life is replaced, whether the registry says that it was the token or not.
+func TestExpiredTokenIsReplaced(t *testing.T) {
+	for _, says := range []string{`,error="invalid_token"`, ""} {
+		blob := randomBlob(1000)
+		reg := newRegistry(t, blob)
+		var token, fetched atomic.Int64
+		auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodPost {
+				http.NotFound(w, req)
+				return
+			}
+			fetched.Add(1)
+			_ = json.NewEncoder(w).Encode(map[string]any{"token": fmt.Sprintf("t0ken-%d", token.Load())})
+		}))
+		t.Cleanup(auth.Close)
+		reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			switch req.Header.Get("Authorization") {
+			case fmt.Sprintf("Bearer t0ken-%d", token.Load()):
+				reg.ServeHTTP(w, req)
+			case "":
+				status(http.StatusUnauthorized, "WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="test",scope="repository:team/image:pull"`, auth.URL))(w, req)
+			default:
+				status(http.StatusUnauthorized, "WWW-Authenticate", fmt.Sprintf(`Bearer realm=%q,service="test",scope="repository:team/image:pull"%s`, auth.URL, says))(w, req)
+			}
+		})
+		host := reg.host(t)
+		host.Authorizer = docker.NewDockerAuthorizer(docker.WithAuthCreds(func(string) (string, string, error) { return "ann", "hunter2", nil }))
+		r := open(t, blob, patient, fixed(host))
+		for range 4 {
+			want(t, r, blob, 0, 10)
+			want(t, r, blob, 10, 10)
+			token.Add(1)
+		}
+		if n := fetched.Load(); n != 4 {
+			t.Errorf("%d tokens fetched", n)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -24,6 +25,8 @@ type body struct {
 	ctx context.Context //nolint:containedctx // an io.Reader has no other way to be cancelled
 
 	off, end int64 // what is still to come
+
+	elsewhere bool // the first host is asked last
 
 	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
 	deadline time.Time     // when a read without a byte is given up
@@ -86,6 +89,9 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 }
 
+// Source is the host that answered last: a mirror, or the registry, which may have redirected to a store.
+func (b *body) Source() string { return b.host }
+
 // Close ends the request.
 func (b *body) Close() error {
 	b.hangUp(context.Canceled)
@@ -129,6 +135,9 @@ func (b *body) open() error {
 		}
 		if len(hosts) == 0 {
 			return fmt.Errorf("no host serves %s", b.r.ref.Hostname())
+		}
+		if b.elsewhere && len(hosts) > 1 {
+			hosts = append(slices.Clone(hosts[1:]), hosts[0])
 		}
 		retry := false
 		for _, h := range hosts {

@@ -129,11 +129,24 @@ func (r *Reader) learnSize(size int64) int64 {
 // ends with io.EOF after exactly n bytes or with an error that names blob and
 // host. The caller closes it. ctx bounds the body as well.
 func (r *Reader) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return r.fetch(ctx, off, n, false)
+}
+
+// Refetch is Fetch for bytes that turned out to be corrupt: it asks the other hosts first, if there are any, and
+// the registry anew for where its blobs are.
+func (r *Reader) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r.mu.Lock()
+	clear(r.redirects)
+	r.mu.Unlock()
+	return r.fetch(ctx, off, n, true)
+}
+
+func (r *Reader) fetch(ctx context.Context, off, n int64, elsewhere bool) (io.ReadCloser, error) {
 	if off < 0 || n < 1 {
 		return nil, fmt.Errorf("read blob %s: invalid range of %d bytes at %d", r.dgst, n, off)
 	}
 	start := time.Now()
-	b := &body{r: r, ctx: ctx, off: off, end: off + n, deadline: start.Add(r.opt.RetryFor)}
+	b := &body{r: r, ctx: ctx, off: off, end: off + n, elsewhere: elsewhere, deadline: start.Add(r.opt.RetryFor)}
 	if err := b.open(); err != nil {
 		return nil, b.fail(err)
 	}
@@ -249,9 +262,21 @@ func (r *Reader) send(ctx context.Context, host docker.RegistryHost, target stri
 		// An authorizer takes its token for expired when the same request is refused
 		// twice, so it's told of all refusals, as containerd's resolver tells it.
 		refused = append(refused, resp)
+		blameToken(resp)
 		if err := host.Authorizer.AddResponses(ctx, refused); err != nil {
 			return nil, fmt.Errorf("%s: authorize: %w", host.Host, hideQuery(err))
 		}
+	}
+}
+
+// blameToken completes the challenge of a registry that refuses a bearer token without saying why: authorizers get a new
+// one only for an error that RFC 6750, section 3.1, has for it.
+func blameToken(resp *http.Response) {
+	const challenge = "WWW-Authenticate"
+	h := resp.Header.Get(challenge)
+	if strings.HasPrefix(resp.Request.Header.Get("Authorization"), "Bearer ") &&
+		strings.HasPrefix(h, "Bearer ") && !strings.Contains(h, "error=") {
+		resp.Header.Set(challenge, h+`,error="invalid_token"`)
 	}
 }
 
