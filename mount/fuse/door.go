@@ -6,7 +6,7 @@
 // root's is 1 as the protocol wants it. Any request is answered from the layer alone: nothing is counted, looked up or
 // locked, and what the kernel forgets, or asks for again after having forgotten it, needs no bookkeeping. Requests run in
 // parallel, each in a goroutine, and there are never more of these than reads that wait and a few. A read asks the layer's
-// [Filler] and then has the kernel take the bytes from the data file.
+// [Filler] and then has the kernel take the bytes from the data file, by splice(2) unless they are few.
 //
 // What the kernel has heard once it keeps: names, names that don't exist, attributes, directories, symlinks and pages. Open, close and
 // access are not asked for at all, and getxattr isn't either if no file of the layer has an extended attribute, as is
@@ -40,8 +40,8 @@
 //
 //   - FUSE passthrough (Linux 6.9), by which the kernel reads a file without asking us, is for whole files from their
 //     beginning on. Those of a layer are ranges of one data file.
-//   - Requests of 1 MiB don't fit into a pipe, which is how the bytes go without being copied, with their header. The kernel's readahead asks for
-//     128 KiB at most, and more of it would fetch what nobody wants.
+//   - Requests of 1 MiB don't fit into a pipe together with their header, and the kernel's readahead asks for 128 KiB at most. More of it would fetch
+//     what nobody wants, and each layer's goroutines have buffers for the largest request. With 256 KiB, bytes that are there were read about 1.5 times as fast.
 //   - go-fuse's package fs keeps a tree of nodes, with locks and counts, next to the tree that a layer is.
 //
 // Needed are /dev/fuse and either CAP_SYS_ADMIN in the user namespace or fusermount3. [Probe] tries all that.
