@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -182,7 +183,7 @@ func TestInterrupt(t *testing.T) {
 // reader reads with O_DIRECT, as the kernel lets no other read be interrupted, and wants EINTR for the signals it sends itself.
 func reader(path string) {
 	fail := func(v ...any) {
-		fmt.Println(v...)
+		fmt.Fprintln(os.Stdout, v...)
 		os.Exit(1)
 	}
 	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
@@ -204,6 +205,7 @@ func reader(path string) {
 	}()
 	done := make(chan unix.Errno)
 	go func() {
+		runtime.LockOSThread()
 		tid <- unix.Gettid()
 		_, _, errno := unix.Syscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(&buf[0])), uintptr(len(buf)), 0, 0, 0)
 		done <- errno
@@ -240,7 +242,7 @@ func TestKill(t *testing.T) {
 	if _, err := fmt.Sscan(line(), &orphan); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Kill(orphan, unix.SIGKILL)
+	defer func() { _ = unix.Kill(orphan, unix.SIGKILL) }()
 	defer unix.Unmount(target, unix.MNT_DETACH)
 
 	over := mounttest.Overlay(t, target)
@@ -308,7 +310,7 @@ func victim(root string) {
 	f.Filler.Before = func(_ context.Context, off, _ int64) error {
 		if off < end {
 			if !told.Swap(true) {
-				fmt.Println("waiting")
+				fmt.Fprintln(os.Stdout, "waiting")
 			}
 			select {}
 		}
@@ -325,8 +327,8 @@ func victim(root string) {
 	if err := orphan.Start(); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println(f.Target)
-	fmt.Println(orphan.Process.Pid)
+	fmt.Fprintln(os.Stdout, f.Target)
+	fmt.Fprintln(os.Stdout, orphan.Process.Pid)
 	select {}
 }
 
@@ -341,35 +343,37 @@ func (*process) Fatal(v ...any) {
 	os.Exit(1)
 }
 
-// The reads of a waiting context cost a goroutine only when somebody asks for Done.
+// A read's context ends when it's interrupted, and with the mount.
 func TestReadContext(t *testing.T) {
-	m := &Mount{}
-	m.lifetime, m.end = context.WithCancelCause(t.Context())
 	for name, test := range map[string]struct {
-		end  func(interrupt chan struct{})
+		end  func(m *Mount, interrupt chan struct{})
 		want error
 	}{
-		"interrupt": {func(c chan struct{}) { close(c) }, context.Canceled},
-		"unmount":   {func(chan struct{}) { m.end(ErrUnmounted) }, ErrUnmounted},
+		"interrupt": {func(_ *Mount, interrupt chan struct{}) { close(interrupt) }, context.Canceled},
+		"unmount":   {func(m *Mount, _ chan struct{}) { m.end(ErrUnmounted) }, ErrUnmounted},
 	} {
-		interrupt := make(chan struct{})
-		ctx := &readContext{Context: m.lifetime, m: m, interrupt: interrupt}
-		if m.lifetime.Err() == nil {
-			child, cancel := context.WithCancel(ctx)
-			defer cancel()
+		t.Run(name, func(t *testing.T) {
+			m := &Mount{}
+			m.lifetime, m.end = context.WithCancelCause(t.Context())
+			interrupt := make(chan struct{})
+			ctx := &readContext{Context: m.lifetime, m: m, interrupt: interrupt}
+			child, cancel := context.WithCancelCause(ctx)
+			defer cancel(nil)
 			if ctx.Err() != nil {
-				t.Error(name, ctx.Err())
+				t.Error(ctx.Err())
 			}
-			test.end(interrupt)
-			<-child.Done()
+			test.end(m, interrupt)
 			<-ctx.Done()
-			if ctx.Err() == nil || !errors.Is(context.Cause(ctx), test.want) && !errors.Is(ctx.Err(), test.want) {
-				t.Error(name, ctx.Err(), context.Cause(ctx))
+			<-child.Done()
+			if cause := context.Cause(ctx); !errors.Is(cause, test.want) {
+				t.Errorf("%v, want %v", cause, test.want)
 			}
-		}
-		ctx.end()
-		m.lifetime, m.end = context.WithCancelCause(t.Context())
+			ctx.end()
+			m.calls.Wait()
+		})
 	}
+	m := &Mount{lifetime: t.Context()}
+	(&readContext{Context: m.lifetime, m: m}).end() // nobody has waited
 	m.calls.Wait()
 }
 

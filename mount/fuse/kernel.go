@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ const (
 	helper        = "fusermount3"
 	helperTimeout = 30 * time.Second
 )
+
+var errHelper = fmt.Errorf("%s has not ended in %v", helper, helperTimeout)
 
 // A connection is what the kernel has of a mount.
 type connection struct {
@@ -97,7 +100,7 @@ func mountByHelper(target string) (dev int, err error) {
 
 // runHelper runs fusermount3. Commfd may be nil.
 func runHelper(commfd *os.File, args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), helperTimeout)
+	ctx, cancel := context.WithTimeoutCause(context.Background(), helperTimeout, errHelper)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, helper, args...)
 	if commfd != nil {
@@ -105,7 +108,7 @@ func runHelper(commfd *os.File, args ...string) error {
 		cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", helper, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %w: %s", helper, cmp.Or(context.Cause(ctx), err), strings.TrimSpace(string(out)))
 	}
 	return nil
 }

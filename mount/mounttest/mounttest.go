@@ -48,7 +48,7 @@ func (f *Files) Path(name string) string { return filepath.Join(f.Target, name) 
 // Lay makes a directory below dir for a layer that is to be mounted.
 func Lay(t testing.TB, dir string, tree *Tree) *Files {
 	t.Helper()
-	dir, err := os.MkdirTemp(dir, "layer,") // a comma must not end an option
+	dir, err := os.MkdirTemp(dir, "layer,") //nolint:usetesting // below dir; a comma must not end an option
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -154,17 +155,14 @@ func testMmap(t *testing.T, open Open) {
 func Overlay(t testing.TB, lower ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	option := "lowerdir="
+	var names []string
 	for i, l := range lower {
 		// By a name without commas and colons.
 		name := filepath.Join(dir, fmt.Sprint(i))
 		if err := os.Symlink(l, name); err != nil {
 			t.Fatal(err)
 		}
-		if i > 0 {
-			option += ":"
-		}
-		option += name
+		names = append(names, name)
 	}
 	target := filepath.Join(dir, "target")
 	for _, d := range []string{"upper", "work", "target"} {
@@ -172,7 +170,7 @@ func Overlay(t testing.TB, lower ...string) string {
 			t.Fatal(err)
 		}
 	}
-	option += fmt.Sprintf(",upperdir=%s/upper,workdir=%s/work", dir, dir)
+	option := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", strings.Join(names, ":"), dir, dir)
 	if err := unix.Mount("overlay", target, "overlay", 0, option); err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +414,7 @@ func testKilled(t *testing.T, open Open) {
 	ended := make(chan error, 1)
 	go func() { ended <- cat.Wait() }()
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // it was killed
 	case <-time.After(10 * time.Second):
 		t.Error("the reader still waits")
 	}
