@@ -34,29 +34,29 @@ const gone = ^uint32(0)
 // numbers in the layer.
 func (b *Builder) layTree(l *Layer) (final []uint32) {
 	// One allocation holds the entries of all directories: counted, laid out, filled.
-	begin := make([]uint32, len(b.inodes)+1)
-	for _, name := range b.names {
+	begin := make([]uint32, b.inodes.len()+1)
+	for _, name := range b.names.all {
 		begin[name.dir+1]++
 	}
-	for i := range b.inodes {
+	for i := range b.inodes.len() {
 		begin[i+1] += begin[i]
 	}
-	entries := make([]Entry, len(b.names))
+	entries := make([]Entry, b.names.len())
 	next := slices.Clone(begin)
-	for _, name := range b.names {
+	for _, name := range b.names.all {
 		entries[next[name.dir]] = Entry{name.name, name.inode}
 		next[name.dir]++
 	}
 	of := func(dir uint32) []Entry { return entries[begin[dir]:begin[dir+1]:begin[dir+1]] }
 
-	nlink := make([]uint32, len(b.inodes))
+	nlink := make([]uint32, b.inodes.len())
 	nlink[Root] = 2
 	for dirs := []uint32{Root}; len(dirs) > 0; {
 		dir := dirs[len(dirs)-1]
 		dirs = dirs[:len(dirs)-1]
 		for _, e := range of(dir) {
 			nlink[e.Inode]++
-			if b.inodes[e.Inode].IsDir() {
+			if b.inodes.at(e.Inode).IsDir() {
 				nlink[e.Inode]++
 				nlink[dir]++
 				dirs = append(dirs, e.Inode)
@@ -64,7 +64,7 @@ func (b *Builder) layTree(l *Layer) (final []uint32) {
 		}
 	}
 
-	final = make([]uint32, len(b.inodes))
+	final = make([]uint32, b.inodes.len())
 	alive := uint32(0)
 	for i, n := range nlink {
 		final[i] = gone
@@ -74,19 +74,19 @@ func (b *Builder) layTree(l *Layer) (final []uint32) {
 		}
 	}
 	l.Inodes = make([]Inode, 0, alive)
-	for i, in := range b.inodes {
+	for i, in := range b.inodes.all {
 		if final[i] == gone {
 			continue
 		}
 		in.Nlink = nlink[i]
 		if in.IsDir() {
-			in.Entries = of(uint32(i))
+			in.Entries = of(i)
 			for j := range in.Entries {
 				in.Entries[j].Inode = final[in.Entries[j].Inode]
 			}
 			slices.SortFunc(in.Entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 		}
-		l.Inodes = append(l.Inodes, in)
+		l.Inodes = append(l.Inodes, *in)
 	}
 	return final
 }
@@ -95,12 +95,12 @@ func (b *Builder) layTree(l *Layer) (final []uint32) {
 func (b *Builder) layContent(l *Layer, final []uint32, end int64) error {
 	chunks, frames := 0, 0
 	last := -1
-	for i, owner := range b.owners {
-		if final[owner] == gone {
+	for _, c := range b.chunks.all {
+		if final[c.owner] == gone {
 			continue
 		}
 		chunks++
-		if f := int(b.chunks[i].Frame); f != last {
+		if f := int(c.Frame); f != last {
 			frames, last = frames+1, f
 		}
 	}
@@ -109,8 +109,8 @@ func (b *Builder) layContent(l *Layer, final []uint32, end int64) error {
 
 	last = -1
 	pos := int64(0) // end of the last chunk in the data space
-	for i, c := range b.chunks {
-		n := final[b.owners[i]]
+	for _, owned := range b.chunks.all {
+		c, n := owned.Chunk, final[owned.owner]
 		if n == gone {
 			continue
 		}
@@ -126,14 +126,14 @@ func (b *Builder) layContent(l *Layer, final []uint32, end int64) error {
 		in.NumChunks++
 		if f := int(c.Frame); f != last {
 			last = f
-			to := end
-			if f+1 < len(b.frames) {
-				to = b.frames[f+1]
+			from, to := *b.frames.at(c.Frame), end
+			if f+1 < b.frames.len() {
+				to = *b.frames.at(c.Frame + 1)
 			}
-			if b.frames[f] >= to {
-				return fail(ErrContent, "frame at %d, which is behind the content of the blob", b.frames[f])
+			if from >= to {
+				return fail(ErrContent, "frame at %d, which is behind the content of the blob", from)
 			}
-			l.Frames = append(l.Frames, Frame{Offset: b.frames[f], Size: to - b.frames[f], FirstChunk: uint32(len(l.Chunks))})
+			l.Frames = append(l.Frames, Frame{Offset: from, Size: to - from, FirstChunk: uint32(len(l.Chunks))})
 		}
 		frame := &l.Frames[len(l.Frames)-1]
 		frame.NumChunks++
@@ -161,7 +161,7 @@ const (
 
 // resolveLinks lets the hardlinks that came before their targets lead there.
 func (b *Builder) resolveLinks() error {
-	for i, name := range b.names {
+	for _, name := range b.names.all {
 		if name.inode&pending == 0 {
 			continue
 		}
@@ -169,7 +169,7 @@ func (b *Builder) resolveLinks() error {
 		if err != nil {
 			return err
 		}
-		b.names[i].inode = n
+		name.inode = n
 	}
 	return nil
 }
@@ -195,7 +195,7 @@ func (b *Builder) resolve(n uint32) (uint32, error) {
 		if n, ok = b.lookup(l.target); !ok {
 			return fail("which isn't there")
 		}
-		if n&pending == 0 && b.inodes[n].IsDir() {
+		if n&pending == 0 && b.inodes.at(n).IsDir() {
 			return fail("a directory")
 		}
 	}

@@ -3,6 +3,7 @@ package layer
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,18 +28,17 @@ import (
 type Builder struct {
 	opt BuilderOptions
 
-	inodes []Inode
+	inodes list[Inode]
 	// names are the entries of all directories in the order in which they came; whiteouts are kept
 	// apart, since they give way to other entries of their names, whichever came first.
-	names     []dirent
+	names     list[dirent]
 	whiteouts []dirent
 	byName    map[direntKey]uint32 // index in names
 	links     []link
 	entries   int
 
-	chunks []Chunk
-	owners []uint32 // the inode of each chunk
-	frames []int64  // where they begin
+	chunks list[ownedChunk]
+	frames list[int64] // where they begin
 
 	// file is the regular file whose chunks come, when it has content, and filled how much
 	// of it they cover. Inner is where the last chunk of the last frame ends.
@@ -71,6 +71,12 @@ type dirent struct {
 	direntKey
 	// inode is an index in Builder.inodes or, with the bit pending, in Builder.links.
 	inode uint32
+}
+
+// An ownedChunk is a chunk of an inode of the Builder.
+type ownedChunk struct {
+	Chunk
+	owner uint32
 }
 
 // pending marks the name of a hardlink whose target hasn't come yet.
@@ -126,8 +132,8 @@ func (b *Builder) add(name string, in Inode) error {
 		return err
 	}
 	if i, ok := b.byName[at]; ok {
-		old := b.names[i].inode
-		if in.IsDir() && old&pending == 0 && b.inodes[old].IsDir() {
+		old := b.names.at(i).inode
+		if in.IsDir() && old&pending == 0 && b.inodes.at(old).IsDir() {
 			b.mergeDir(old, &in)
 			return nil
 		}
@@ -178,7 +184,7 @@ func (b *Builder) link(name, target string, attr Inode) error {
 		b.links = append(b.links, link{name: name, target: cleanTarget})
 		return nil
 	}
-	in := &b.inodes[n]
+	in := b.inodes.at(n)
 	if in.IsDir() {
 		return fmt.Errorf("%w: %q is a directory", ErrLink, target)
 	}
@@ -187,7 +193,9 @@ func (b *Builder) link(name, target string, attr Inode) error {
 	if attr, err = b.cleanInode(attr); err != nil {
 		return err
 	}
-	attr.Xattrs = mergeXattrs(in.Xattrs, attr.Xattrs)
+	// The applier chowns the file, which takes its capabilities.
+	kept := slices.DeleteFunc(in.Xattrs, func(x Xattr) bool { return x.Name == "security.capability" })
+	attr.Xattrs = mergeXattrs(kept, attr.Xattrs)
 	*in = attr
 	b.setName(at, n)
 	return nil
@@ -197,8 +205,8 @@ func (b *Builder) link(name, target string, attr Inode) error {
 // the latest. Frames come in the order of the blob; one that no chunk follows only ends the one before.
 func (b *Builder) Frame(offset int64) error {
 	last := int64(-1)
-	if len(b.frames) > 0 {
-		last = b.frames[len(b.frames)-1]
+	if n := b.frames.len(); n > 0 {
+		last = *b.frames.at(uint32(n - 1))
 	}
 	if offset == last {
 		return nil
@@ -206,10 +214,10 @@ func (b *Builder) Frame(offset int64) error {
 	if offset < 0 || offset < last {
 		return b.contentError("frame at %d after one at %d", offset, last)
 	}
-	if len(b.frames) >= MaxChunks {
+	if b.frames.len() >= MaxChunks {
 		return &EntryError{b.fileName, fmt.Errorf("%w: more than %d frames", ErrLimit, MaxChunks)}
 	}
-	b.frames = append(b.frames, offset)
+	b.frames.add(offset)
 	b.inner = 0
 	return nil
 }
@@ -220,23 +228,22 @@ func (b *Builder) Chunk(off, size, inner int64, digest [sha256.Size]byte) error 
 	switch {
 	case b.file == Root:
 		return b.contentError("chunk of %d bytes, where no file has content", size)
-	case len(b.frames) == 0:
+	case b.frames.len() == 0:
 		return b.contentError("chunk in no frame")
 	case off != b.filled:
 		return b.contentError("chunk at %d where %d was next", off, b.filled)
-	case size <= 0 || size > b.inodes[b.file].Size-off:
-		return b.contentError("chunk of %d bytes at %d of %d", size, off, b.inodes[b.file].Size)
+	case size <= 0 || size > b.inodes.at(b.file).Size-off:
+		return b.contentError("chunk of %d bytes at %d of %d", size, off, b.inodes.at(b.file).Size)
 	case size > MaxChunkSize:
 		return &EntryError{b.fileName, fmt.Errorf("%w: chunk of %d bytes", ErrLimit, size)}
 	case inner < b.inner || inner > MaxDataSize:
 		return b.contentError("chunk at %d of a frame whose last one ends at %d", inner, b.inner)
-	case len(b.chunks) >= MaxChunks:
+	case b.chunks.len() >= MaxChunks:
 		return &EntryError{b.fileName, fmt.Errorf("%w: more than %d chunks", ErrLimit, MaxChunks)}
 	}
-	b.chunks = append(b.chunks, Chunk{Size: size, Frame: uint32(len(b.frames) - 1), Inner: inner, Digest: digest})
-	b.owners = append(b.owners, b.file)
+	b.chunks.add(ownedChunk{Chunk{Size: size, Frame: uint32(b.frames.len() - 1), Inner: inner, Digest: digest}, b.file})
 	b.inner = inner + size
-	if b.filled += size; b.filled == b.inodes[b.file].Size {
+	if b.filled += size; b.filled == b.inodes.at(b.file).Size {
 		b.file = Root
 	}
 	return nil
@@ -245,7 +252,7 @@ func (b *Builder) Chunk(off, size, inner int64, digest [sha256.Size]byte) error 
 // endFile is called before whatever can't come in the midst of a file.
 func (b *Builder) endFile() error {
 	if b.file != Root {
-		return b.contentError("chunks cover %d of %d bytes", b.filled, b.inodes[b.file].Size)
+		return b.contentError("chunks cover %d of %d bytes", b.filled, b.inodes.at(b.file).Size)
 	}
 	return nil
 }
@@ -277,7 +284,7 @@ func (b *Builder) locate(clean string, in *Inode) (at direntKey, whiteout bool, 
 		return direntKey{}, true, fmt.Errorf("%w: whiteout of %d bytes", ErrContent, in.Size)
 	}
 	if base == opaqueMarker {
-		b.inodes[dir].Opaque = true
+		b.inodes.at(dir).Opaque = true
 		return direntKey{}, true, nil
 	}
 	hidden, err := hiddenBy(base)
@@ -307,8 +314,8 @@ func (b *Builder) makeDirs(path string) (uint32, error) {
 				b.setName(at, dir)
 				continue
 			}
-			dir = b.names[i].inode
-			if dir&pending != 0 || !b.inodes[dir].IsDir() {
+			dir = b.names.at(i).inode
+			if dir&pending != 0 || !b.inodes.at(dir).IsDir() {
 				return 0, fmt.Errorf("%w: %s", ErrParent, name)
 			}
 		}
@@ -325,7 +332,7 @@ func (b *Builder) lookup(clean string) (inode uint32, ok bool) {
 		if !ok {
 			return 0, false
 		}
-		inode = b.names[i].inode
+		inode = b.names.at(i).inode
 	}
 	return inode, true
 }
@@ -333,23 +340,21 @@ func (b *Builder) lookup(clean string) (inode uint32, ok bool) {
 // setName makes a name lead to an inode. A directory that had it is out of reach, with all that is below.
 func (b *Builder) setName(at direntKey, inode uint32) {
 	if i, ok := b.byName[at]; ok {
-		b.names[i].inode = inode
+		b.names.at(i).inode = inode
 		b.lastPath, b.lastDir = "", Root
 		return
 	}
 	at.name = b.strings.keep(at.name)
-	b.byName[at] = uint32(len(b.names))
-	b.names = append(b.names, dirent{at, inode})
+	b.byName[at] = b.names.add(dirent{at, inode})
 }
 
 func (b *Builder) newInode(in Inode) uint32 {
-	b.inodes = append(b.inodes, in)
-	return uint32(len(b.inodes) - 1)
+	return b.inodes.add(in)
 }
 
 // mergeDir lets a directory take the attributes of a later entry of its name.
 func (b *Builder) mergeDir(dir uint32, in *Inode) {
-	old := &b.inodes[dir]
+	old := b.inodes.at(dir)
 	in.Xattrs = mergeXattrs(old.Xattrs, in.Xattrs)
 	in.Opaque = old.Opaque
 	*old = *in

@@ -161,6 +161,13 @@ func TestTree(t *testing.T) {
 			in:   []entry{file("a", "x", owner(1, 1), xattr("user.a", "1")), link("b", "a", mode(0o600), mtime(7, 0), xattr("user.b", "2"))},
 			want: []string{"- 600 a 1 mtime:7 user.a=1 user.b=2", "- 600 b 1 =a mtime:7 user.a=1 user.b=2"},
 		},
+		"a hardlink takes capabilities that it doesn't have": {
+			in: []entry{
+				file("a", "", xattr("security.capability", "a"), xattr("user.a", "1")), link("b", "a"),
+				file("c", "", xattr("security.capability", "c")), link("d", "c", xattr("security.capability", "d")),
+			},
+			want: []string{"- 644 a 0 user.a=1", "- 644 b 0 =a user.a=1", "- 644 c 0 security.capability=d", "- 644 d 0 =c security.capability=d"},
+		},
 		"a hardlink before its target": {
 			in:   []entry{link("a", "b", mode(0o600)), link("b", "d/c"), file("d/c", "x")},
 			want: []string{"- 644 a 1", "- 644 b 1 =a", "d 755 d/ implied", "- 644 d/c 1 =a"},

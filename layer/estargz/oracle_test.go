@@ -26,10 +26,10 @@ var writers = map[string]writer{
 	"built, min chunk":      build(stargz.WithChunkSize(1000), stargz.WithMinChunkSize(2500)),
 	"built, one frame":      build(stargz.WithChunkSize(100), stargz.WithMinChunkSize(1<<30)),
 	"built, one part":       build(stargz.WithParallelism(1)),
-	"built, many parts":     build(stargz.WithParallelism(9), stargz.WithChunkSize(64)),
+	"built, many parts":     build(stargz.WithParallelism(9), stargz.WithChunkSize(300)),
 	"lossless":              lossless(0, 0),
 	"lossless, chunks":      lossless(1000, 0),
-	"lossless, tiny chunks": lossless(70, 0),
+	"lossless, tiny chunks": lossless(300, 0),
 	"lossless, min chunk":   lossless(1000, 2500),
 	"lossless, one frame":   lossless(0, 1<<30),
 	"external TOC":          external,
@@ -89,7 +89,7 @@ func TestOracleRandom(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 0))
-			entries := layertest.Random(r, r.IntN(120))
+			entries := layertest.Random(r, r.IntN(80))
 			write := writers[names[int(seed)%len(names)]]
 			compare(t, write(t, layertest.Tar(t, entries...)), entries)
 		})

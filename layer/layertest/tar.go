@@ -89,6 +89,9 @@ func Tar(t testing.TB, entries ...Entry) []byte {
 	return b.Bytes()
 }
 
+// capability is cap_net_raw+ep, as the kernel stores it.
+const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
 // Random makes up a layer of n entries. No two have the same name, and hardlinks have the attributes of their
 // targets: programs agree on what such a layer is.
 func Random(r *rand.Rand, n int) []Entry {
@@ -147,7 +150,7 @@ func Random(r *rand.Rand, n int) []Entry {
 		}
 		e = e.Perm(int64(r.IntN(0o10000))).Owner(r.IntN(3)*1000, r.IntN(1<<20)).Modified(r.Int64N(2e9) + 1)
 		if r.IntN(8) == 0 && (e.Typeflag == tar.TypeReg || e.Typeflag == tar.TypeDir) {
-			e = e.Xattr("user."+randomName(r), randomName(r)).Xattr("security.capability", "\x01\x00\x00\x02\xff")
+			e = e.Xattr("user."+randomName(r), randomName(r)).Xattr("security.capability", capability)
 		}
 		entries = append(entries, e)
 		if e.Typeflag == tar.TypeReg && !strings.Contains(e.Name, ".wh.") {
