@@ -374,12 +374,9 @@ func (c *content) settle() error {
 		Generation: c.generation + 1, Table: c.table[:], Chunks: len(c.model.Chunks),
 		Have: c.have.bytes(), Maybe: c.maybe.bytes(),
 	}
-	if err := c.file.Sync(); err != nil {
+	if err := c.of.s.sync(c.file); err != nil {
 		c.lost = true
 		return fmt.Errorf("%w: %w", errLost, cause(err))
-	}
-	if c.of.s.synced != nil {
-		c.of.s.synced(c.of)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(c.file.Fd()), &st); err != nil {

@@ -39,8 +39,8 @@ func mountSmall(t *testing.T, fstype string) (dir string) {
 		if err := os.Truncate(image, 16<<20); err != nil {
 			t.Fatal(err)
 		}
-		for _, cmd := range []*exec.Cmd{exec.Command("mkfs."+fstype, "-q", image), exec.Command("mount", "-o", "loop", image, dir)} {
-			if out, err := cmd.CombinedOutput(); err != nil {
+		for _, cmd := range [][]string{{"mkfs." + fstype, "-q", image}, {"mount", "-o", "loop", image, dir}} {
+			if out, err := exec.CommandContext(t.Context(), cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v: %s", cmd, err, out)
 			}
 		}
@@ -145,7 +145,9 @@ func TestOwnDescriptorRaisesNoEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.WriteAt([]byte("flipped"), 5001)
+	if _, err := f.WriteAt([]byte("flipped"), 5001); err != nil {
+		t.Fatal(err)
+	}
 	f.Close()
 	s := open(t, root, Options{Notice: func(_ Key, err error) { t.Error(err) }})
 	l = hold(t, s, fx)
@@ -219,7 +221,7 @@ func TestSealedImageMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	path, err := l.WriteImage("v", func(f *os.File) error {
-		out, err := exec.Command("mkfs.erofs", "--quiet", f.Name(), src).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "mkfs.erofs", "--quiet", f.Name(), src).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -228,7 +230,7 @@ func TestSealedImageMounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("fsck.erofs", path).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "fsck.erofs", path).CombinedOutput(); err != nil {
 		t.Errorf("fsck.erofs: %v: %s", err, out)
 	}
 	dir := t.TempDir()

@@ -107,7 +107,8 @@ func checkTable(l *layer.Layer) error {
 	for i := range l.Chunks {
 		c := &l.Chunks[i]
 		if c.Data < end || c.Size < 1 || c.Size > l.DataSize-c.Data {
-			return fmt.Errorf("chunk %d: %d bytes at %d: not behind the last one, which ends at %d, and in a data space of %d bytes", i, c.Size, c.Data, end, l.DataSize)
+			return fmt.Errorf("chunk %d: %d bytes at %d: not between the chunk before, which ends at %d, and the end, %d",
+				i, c.Size, c.Data, end, l.DataSize)
 		}
 		if c.Data != end && c.Data%layer.BlockSize != 0 {
 			return fmt.Errorf("chunk %d: begins a file at %d, which is no multiple of %d", i, c.Data, layer.BlockSize)

@@ -261,13 +261,12 @@ func TestPermissions(t *testing.T) {
 	fx := newFixture("a", newRand(3), 4096, 10_000)
 	l := hold(t, s, fx)
 	fillAll(t, l, fx)
-	l.WriteImage("v", func(f *os.File) error { return nil })
-	l.SetOrigin(nil)
-	if err := l.Settle(); err != nil {
+	_, err := l.WriteImage("v", func(f *os.File) error { return nil })
+	if err := errors.Join(err, l.SetOrigin(nil), l.Settle()); err != nil {
 		t.Fatal(err)
 	}
 	files := 0
-	filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -283,7 +282,7 @@ func TestPermissions(t *testing.T) {
 		}
 		return nil
 	})
-	if files != 7 {
+	if err != nil || files != 7 {
 		t.Errorf("%d files", files)
 	}
 }
@@ -298,18 +297,18 @@ func TestScan(t *testing.T) {
 	layers := filepath.Join(root, layersDir)
 	names, _ := os.ReadDir(layers)
 	first := filepath.Join(layers, names[0].Name())
-	if err := os.CopyFS(filepath.Join(layers, "zz-copy"), os.DirFS(first)); err != nil {
-		t.Fatal(err)
-	}
 	old := time.Now().Add(-time.Hour)
-	os.Chtimes(filepath.Join(layers, "zz-copy", layerFile), old, old)
-	os.Mkdir(filepath.Join(layers, "empty"), 0o700)
-	os.WriteFile(filepath.Join(layers, "file"), nil, 0o600)
-	os.Mkdir(filepath.Join(layers, "future"), 0o700)
-	if err := replaceSealed(layers, filepath.Join(layers, "future", layerFile), layerFile, false, jsonWriter(header{99, fx.key})); err != nil {
+	if err := errors.Join(
+		os.CopyFS(filepath.Join(layers, "zz-copy"), os.DirFS(first)),
+		os.Chtimes(filepath.Join(layers, "zz-copy", layerFile), old, old),
+		os.Mkdir(filepath.Join(layers, "empty"), 0o700),
+		os.WriteFile(filepath.Join(layers, "file"), nil, 0o600),
+		os.Mkdir(filepath.Join(layers, "future"), 0o700),
+		replaceSealed(layers, filepath.Join(layers, "future", layerFile), layerFile, false, jsonWriter(header{99, fx.key})),
+		os.WriteFile(filepath.Join(root, tmpDir, "torn"), nil, 0o600),
+	); err != nil {
 		t.Fatal(err)
 	}
-	os.WriteFile(filepath.Join(root, tmpDir, "torn"), nil, 0o600)
 	notices := 0
 	s = open(t, root, Options{Notice: func(Key, error) { notices++ }})
 	if notices != 4 {

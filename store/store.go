@@ -71,7 +71,7 @@ type Store struct {
 
 	// Tests replace them.
 	identify func(*unix.Stat_t) identity
-	synced   func(*Layer)
+	sync     func(data *os.File) error
 }
 
 // Open opens the store in the directory root, which is made if it isn't there, and closed to other users. If another
@@ -82,7 +82,7 @@ func Open(root string, opt Options) (*Store, error) {
 	}
 	s := &Store{
 		root: root, opt: opt, layers: map[Key]*Layer{},
-		look: make(chan struct{}, 1), stop: make(chan struct{}), identify: identify,
+		look: make(chan struct{}, 1), stop: make(chan struct{}), identify: identify, sync: (*os.File).Sync,
 	}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)

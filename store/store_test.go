@@ -280,7 +280,7 @@ func TestLayer(t *testing.T) {
 		t.Error("Done isn't")
 	}
 	p := make([]byte, len(fx.truth)+10)
-	if n, err := l.ReadAt(p, 0); n != len(fx.truth) || err != io.EOF || !bytes.Equal(p[:n], fx.truth) {
+	if n, err := l.ReadAt(p, 0); n != len(fx.truth) || !errors.Is(err, io.EOF) || !bytes.Equal(p[:n], fx.truth) {
 		t.Errorf("all: %d, %v", n, err)
 	}
 	l.Release()
@@ -310,7 +310,7 @@ func TestEmptyLayer(t *testing.T) {
 	if !l.Complete() || !closed(l.Done()) {
 		t.Error("a layer without content isn't complete")
 	}
-	if n, err := l.ReadAt(make([]byte, 1), 0); n != 0 || err != io.EOF {
+	if n, err := l.ReadAt(make([]byte, 1), 0); n != 0 || !errors.Is(err, io.EOF) {
 		t.Error(n, err)
 	}
 }
