@@ -21,7 +21,10 @@ import (
 //     directory [Inode.Opaque];
 //   - xattrs that the applier leaves out are left out.
 //
-// An entry "." sets the attributes of the root, which the applier leaves alone.
+// An entry "." sets the attributes of the root, which the applier leaves alone. Three habits of the applier are not copied: a file
+// that replaces a directory gets the directory's time; a layer in which a directory with directories in it is
+// replaced is refused; and an implied directory gets the group of a parent that has the set-group-ID bit. Nor does a Builder
+// follow symlinks above an entry: see [ErrParent].
 //
 // What follows a regular file with content are its frames and chunks: [Builder.Frame], [Builder.Chunk]. Whatever can't be a layer
 // is an [EntryError], after which the Builder is of no use. A Builder is not safe for concurrent use.
