@@ -40,8 +40,9 @@ const (
 
 // The doors through which lazy layers are served, as [Report.Door] names them.
 const (
-	DoorFUSE = "fuse" // a FUSE filesystem per layer
-	DoorOff  = "off"  // every layer is pulled and unpacked before it is used
+	DoorEROFS = "erofs" // a kernel filesystem per layer, filled by pre-content events
+	DoorFUSE  = "fuse"  // a FUSE filesystem per layer
+	DoorOff   = "off"   // every layer is pulled and unpacked before it is used
 )
 
 // TempPrefix begins the name of the directory that a probe works in.
@@ -83,36 +84,43 @@ func (r Report) Missing() []Check {
 	return missing
 }
 
-// Door says how lazy layers are served on this host when the configuration asks for mount ("auto", "fuse" or "off"; ""
+// Door says how lazy layers are served on this host when the configuration asks for mount ("auto", "erofs", "fuse" or "off"; ""
 // means "auto"), and in one sentence why. The answer is [DoorOff] also where mount asks for a door that the host does
 // not have; the reason says what is missing, and whether builds go on eagerly ("auto") or the daemon does not start
-// ("fuse").
+// ("erofs", "fuse").
 func (r Report) Door(mount string) (door, reason string) {
 	switch mount {
-	case "", "auto", DoorFUSE:
+	case "", "auto", DoorEROFS, DoorFUSE:
 	case DoorOff:
 		return DoorOff, `mount = "off" is configured: layers are pulled and unpacked before they are used`
 	default:
-		return DoorOff, fmt.Sprintf("mount = %q is not a way to serve lazy layers (auto, fuse, off): layers are pulled and unpacked before they are used", mount)
+		return DoorOff, fmt.Sprintf("mount = %q is not a way to serve lazy layers (auto, erofs, fuse, off): layers are pulled and unpacked before they are used", mount)
 	}
 
+	needs := []string{FUSE, Overlayfs}
+	if mount == DoorEROFS {
+		needs = []string{EROFS, PreContent, Overlayfs}
+	}
 	var missing []string
-	for _, name := range []string{FUSE, Overlayfs} {
+	for _, name := range needs {
 		if c := r.Check(name); !c.OK {
 			missing = append(missing, strings.TrimSuffix(name+": "+c.Detail, ": "))
 		}
 	}
 	if len(missing) > 0 {
 		what := strings.Join(missing, "; ")
-		if mount == DoorFUSE {
-			return DoorOff, what + `: the daemon does not start, as mount = "fuse" is configured`
+		if mount == DoorEROFS || mount == DoorFUSE {
+			return DoorOff, fmt.Sprintf("%s: the daemon does not start, as mount = %q is configured", what, mount)
 		}
 		return DoorOff, what + ": layers are pulled and unpacked before they are used"
 	}
 
+	if mount == DoorEROFS {
+		return DoorEROFS, "EROFS with pre-content events and overlayfs mounts work here"
+	}
 	reason = "FUSE and overlayfs mounts work here"
 	if r.Check(EROFS).OK && r.Check(PreContent).OK {
-		reason += "; EROFS with pre-content events is available, not used yet"
+		reason += `; EROFS with pre-content events does too, for mount = "erofs"`
 	}
 	return DoorFUSE, reason
 }

@@ -269,11 +269,13 @@ func TestDoor(t *testing.T) {
 		door   string
 		reason string
 	}{
-		{good, "", DoorFUSE, "not used yet"},
-		{good, "auto", DoorFUSE, "not used yet"},
-		{good, "fuse", DoorFUSE, "not used yet"},
+		{good, "", DoorFUSE, `for mount = "erofs"`},
+		{good, "auto", DoorFUSE, `for mount = "erofs"`},
+		{good, "fuse", DoorFUSE, `for mount = "erofs"`},
 		{good, "off", DoorOff, "configured"},
-		{good, "erofs", DoorOff, `mount = "erofs" is not a way`},
+		{good, "erofs", DoorEROFS, "EROFS with pre-content events"},
+		{good, "bind", DoorOff, `mount = "bind" is not a way`},
+		{Report{}, "erofs", DoorOff, "erofs; pre-content events; overlayfs: the daemon does not start"},
 		{Report{}, "auto", DoorOff, "fuse; overlayfs: layers are pulled"},
 		{Report{}, "auto", DoorOff, "fuse; overlayfs: layers are pulled"},
 		{Report{}, "fuse", DoorOff, "fuse; overlayfs: the daemon does not start"},

@@ -218,7 +218,7 @@ func (p *prober) fuseDoor(dir string) Check {
 }
 
 func (p *prober) erofsDoor(dir string) Check {
-	c := Check{Name: EROFS, Fix: "boot Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE (modprobe erofs), and keep the state directory on ext4, xfs or btrfs; not used yet, so nothing is lost without it"}
+	c := Check{Name: EROFS, Fix: "boot Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE (modprobe erofs), and keep the state directory on ext4, xfs or btrfs; only mount = 'erofs' needs it"}
 	if dir == "" {
 		return untried(c)
 	}
@@ -229,12 +229,12 @@ func (p *prober) erofsDoor(dir string) Check {
 		}
 		return c
 	}
-	c.OK, c.Detail = true, "file-backed mount works: available, not used yet"
+	c.OK, c.Detail = true, "file-backed mount works"
 	return c
 }
 
 func (p *prober) preContentEvents(dir string) Check {
-	c := Check{Name: PreContent, Fix: "boot Linux 6.14 or newer with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, as root outside of user namespaces, with the state directory on ext4, xfs or btrfs; not used yet, so nothing is lost without it"}
+	c := Check{Name: PreContent, Fix: "boot Linux 6.14 or newer with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, as root outside of user namespaces, with the state directory on ext4, xfs or btrfs; only mount = 'erofs' needs it"}
 	if dir == "" {
 		return untried(c)
 	}
@@ -242,7 +242,7 @@ func (p *prober) preContentEvents(dir string) Check {
 		c.Detail = scrub(err, dir)
 		return c
 	}
-	c.OK, c.Detail = true, "fanotify FAN_PRE_ACCESS mark works on the state directory's filesystem: available, not used yet"
+	c.OK, c.Detail = true, "fanotify FAN_PRE_ACCESS mark works on the state directory's filesystem"
 	return c
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
@@ -86,6 +87,9 @@ func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) 
 		if err := os.Remove(filepath.Join(e.root, d.Name())); err != nil {
 			return nil, fmt.Errorf("remove the mount point of an earlier process: %w", err)
 		}
+	}
+	if opt.Door == DoorEROFS {
+		opt.Store.OpenData = erofs.OpenData
 	}
 	if e.store, err = store.Open(filepath.Join(root, "store"), opt.Store); err != nil {
 		return nil, err
@@ -204,10 +208,13 @@ func (e *engine) open(ctx context.Context, s *served) {
 	s.err = s.open(ctx)
 	close(s.ready)
 	if s.err == nil {
-		// Nobody was told if all of it arrived meanwhile.
-		if s.filler.Full() {
-			s.complete()
-		}
+		e.wg.Go(func() {
+			select {
+			case <-s.held.Done():
+				_ = s.door.Complete() // what fails costs time only
+			case <-ctx.Done():
+			}
+		})
 		return
 	}
 	e.mu.Lock()

@@ -97,12 +97,6 @@ func (s *served) Fill(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// sink is the store's layer, which after an unclean stop finds out what it has while it's asked.
-type sink struct{ *store.Layer }
-
-// Have implements fill.Sink.
-func (s sink) Have(chunk int) bool { return s.Layer.Have(chunk) || s.Verify(chunk) }
-
 // imageVersion names the maker of metadata images: another one makes them anew.
 const imageVersion = "1"
 
@@ -123,7 +117,7 @@ func (s *served) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.implied = impliedOf(model)
-	s.filler = e.sched.Open(model, s, sink{s.held}, fill.LayerOptions{Name: s.key.Blob.String(), Complete: s.complete})
+	s.filler = e.sched.Open(model, s, s.held, fill.LayerOptions{Name: s.key.Blob.String()})
 	if err := os.Mkdir(s.target, 0o700); err != nil {
 		return err
 	}
@@ -190,13 +184,6 @@ func (s *served) image(userXattr bool) (string, error) {
 		}
 		return w.Flush()
 	})
-}
-
-// complete is called when the last byte has arrived.
-func (s *served) complete() {
-	if s.opened() {
-		_ = s.door.Complete() // what fails costs time only
-	}
 }
 
 // close undoes open, as far as it came.

@@ -1,9 +1,9 @@
 package worker
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -39,7 +39,7 @@ import (
 type Door struct {
 	// Lazy is whether layers are mounted before their bytes are there.
 	Lazy bool
-	// Name is "fuse" for lazy layers, else the name of the snapshotter.
+	// Name is "erofs" or "fuse" for lazy layers, else the name of the snapshotter.
 	Name string
 	// Reason says why layers are not lazy, or why this door was chosen.
 	Reason string
@@ -53,9 +53,13 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	if name == "" {
 		name = "auto"
 	}
+	asked := "" // for which no other door will do
+	if opt.Lazy.Mount == config.MountEROFS || opt.Lazy.Mount == config.MountFUSE {
+		asked = strings.ToUpper(opt.Lazy.Mount)
+	}
 	if addr := oci.ProxySnapshotterPath; addr != "" {
-		if opt.Lazy.Mount == config.MountFUSE {
-			return runc.SnapshotterFactory{}, Door{}, errors.New("lazy mounts by FUSE are asked for, and a proxy snapshotter, which mounts by itself: leave one of them out")
+		if asked != "" {
+			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for, and a proxy snapshotter, which mounts by itself: leave one of them out", asked)
 		}
 		f, err := proxySnapshotter(name, addr)
 		return f, Door{Name: name, Reason: "a proxy snapshotter is configured"}, err
@@ -67,13 +71,13 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	switch {
 	case opt.Lazy.Mount == config.MountOff:
 		reason = `lazy mounts are "off" in the configuration`
-	case name != "auto" && name != snapshot.Name && opt.Lazy.Mount == config.MountFUSE:
-		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by FUSE are asked for, and the snapshotter %q, which has none: leave one of them out", name)
+	case name != "auto" && name != snapshot.Name && asked != "":
+		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for, and the snapshotter %q, which has none: leave one of them out", asked, name)
 	case name != "auto" && name != snapshot.Name:
 		reason = fmt.Sprintf("the snapshotter %q is configured", name)
 	case opt.Lazy.Mount == config.MountEROFS:
 		if err := erofs.Probe(opt.Config.Root); err != nil {
-			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by EROFS are asked for: %w", err)
+			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for: %w", asked, err)
 		}
 		f, err := lazySnapshotter(opt, hosts, rep, snapshot.DoorEROFS)
 		return f, Door{Lazy: true, Name: config.MountEROFS, Reason: "EROFS with pre-content events works here"}, err
@@ -83,8 +87,8 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 			f, err := lazySnapshotter(opt, hosts, rep, "")
 			return f, Door{Lazy: true, Name: config.MountFUSE, Reason: "a FUSE file system can be mounted here"}, err
 		}
-		if opt.Lazy.Mount == config.MountFUSE {
-			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by FUSE are asked for: %w", err)
+		if asked != "" {
+			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for: %w", asked, err)
 		}
 		reason = err.Error()
 	}

@@ -78,7 +78,7 @@ func check(ctx context.Context, c *cli.Command) error {
 	}
 	if v, ok := value("lazy-mount"); ok {
 		if mount, err = config.ParseMount(v); err != nil {
-			return fmt.Errorf("--lazy-mount (or BUILDKITD_LAZY_MOUNT): %w; want auto, fuse or off", err)
+			return fmt.Errorf("--lazy-mount (or BUILDKITD_LAZY_MOUNT): %w; want auto, erofs, fuse or off", err)
 		}
 	}
 
@@ -93,8 +93,8 @@ func check(ctx context.Context, c *cli.Command) error {
 		door, reason = host.DoorOff, "a proxy snapshotter is configured"
 	case name != "auto" && name != "stargz":
 		door, reason = host.DoorOff, fmt.Sprintf("the snapshotter %q is configured", name)
-	case mount == config.MountFUSE && door == host.DoorOff:
-		missing = append(missing, "FUSE mounts, which mount = \"fuse\" asks for,")
+	case door == host.DoorOff && (mount == config.MountEROFS || mount == config.MountFUSE):
+		missing = append(missing, fmt.Sprintf("%s mounts, which mount = %q asks for,", strings.ToUpper(mount), mount))
 	}
 	result := checkResult{Report: report, Builds: len(missing) == 0, Lazy: door, Reason: reason}
 

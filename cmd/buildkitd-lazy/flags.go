@@ -230,7 +230,7 @@ func ociBinaryFlag(def *bkconfig.Config) *cli.StringFlag {
 func lazyMountFlag() *cli.StringFlag {
 	return &cli.StringFlag{
 		Name:        "lazy-mount",
-		Usage:       "how lazy layers are mounted, `MODE` auto, fuse or off (pull every layer first); overrides mount in [lazy]",
+		Usage:       "how lazy layers are mounted, `MODE` auto, erofs, fuse or off (pull every layer first); overrides mount in [lazy]",
 		DefaultText: config.MountAuto,
 		Sources:     cli.EnvVars("BUILDKITD_LAZY_MOUNT"),
 	}

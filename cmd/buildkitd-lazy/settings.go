@@ -205,7 +205,7 @@ func (s *settings) applyLazyFlags(c *cli.Command) error {
 	}
 	mount, err := config.ParseMount(c.String("lazy-mount"))
 	if err != nil {
-		return fmt.Errorf("--lazy-mount (or BUILDKITD_LAZY_MOUNT): %w; want auto, fuse or off", err)
+		return fmt.Errorf("--lazy-mount (or BUILDKITD_LAZY_MOUNT): %w; want auto, erofs, fuse or off", err)
 	}
 	s.lazy.Mount = mount
 	return nil

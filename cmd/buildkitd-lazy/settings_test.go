@@ -187,7 +187,7 @@ func TestWrongSettings(t *testing.T) {
 		{args: "--oci-worker-gc-keepstorage=1,x", want: "--oci-worker-gc-keepstorage=1,x: want reserved[,free[,maximum]] in MB"},
 		{args: "--allow-insecure-entitlement=network", want: "--allow-insecure-entitlement=network: unknown entitlement"},
 		{args: "--group=no-such-group-here", want: "--group=no-such-group-here: group: unknown group no-such-group-here"},
-		{args: "--lazy-mount=erofs", want: `--lazy-mount (or BUILDKITD_LAZY_MOUNT): unknown mount "erofs"; want auto, fuse or off`},
+		{args: "--lazy-mount=eros", want: `--lazy-mount (or BUILDKITD_LAZY_MOUNT): unknown mount "eros"; want auto, erofs, fuse or off`},
 		{text: "[lazy]\nmont = 1\n", want: `buildkitd.toml:2: unknown key "mont" in [lazy]; did you mean "mount"?`},
 	} {
 		t.Run(tt.text+tt.args, func(t *testing.T) {
