@@ -3,7 +3,6 @@ package integration
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
@@ -59,9 +58,13 @@ func TestRootless(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			// The user passes through to its own.
-			for p := dir; strings.HasPrefix(p, os.TempDir()+"/"); p = filepath.Dir(p) {
-				if err := os.Chmod(p, 0o755); err != nil {
+			// The user has to get through to its own.
+			for p := dir; p != "/"; p = filepath.Dir(p) {
+				fi, err := os.Stat(p)
+				if err == nil && fi.Mode()&0o005 != 0o005 {
+					err = os.Chmod(p, fi.Mode().Perm()|0o055)
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
 			}
