@@ -22,6 +22,8 @@ test,image             /usr/include/stdio.h libc6-dev what they link against
 test,image             pkg-config    pkg-config       finds libseccomp for the runc of the image
 test,image             /usr/include/seccomp.h libseccomp-dev  the runc of the image filters system calls
 test                   dockerd       docker.io        a real Docker Engine for the docker-container driver
+test                   rootlesskit   rootlesskit      a daemon of an ordinary user
+test                   newuidmap     uidmap           the same: its subordinate ids
 test                   iptables      iptables         the network of that Docker Engine
 test,image,demo,bench  /etc/ssl/certs/ca-certificates.crt ca-certificates  TLS to registries and module proxies
 test,bench             debootstrap   debootstrap      the Debian development images

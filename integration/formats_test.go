@@ -167,17 +167,19 @@ func TestLazyTreeIsTheEagerTree(t *testing.T) {
 		name    string
 		formats []baseimage.Format
 		lazy    int
+		config  string
 	}{
-		{"all lazy", []baseimage.Format{e, e, e, e, e}, 5},
-		{"lazy above gzip", []baseimage.Format{g, e, e, e, e}, 4},
-		{"gzip above lazy", []baseimage.Format{e, e, g, g, g}, 2},
-		{"every other", []baseimage.Format{e, z, e, g, e}, 3},
-		{"zstd", []baseimage.Format{z, z, z, z, z}, 0},
+		{"all lazy", []baseimage.Format{e, e, e, e, e}, 5, ""},
+		{"lazy above gzip", []baseimage.Format{g, e, e, e, e}, 4, ""},
+		{"gzip above lazy", []baseimage.Format{e, e, g, g, g}, 2, ""},
+		{"every other", []baseimage.Format{e, z, e, g, e}, 3, ""},
+		{"zstd", []baseimage.Format{z, z, z, z, z}, 0, ""},
+		{"lazy but off", []baseimage.Format{e, e, e, e, e}, 0, "[lazy]\nmount = \"off\"\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tag := "strange:" + strings.ReplaceAll(c.name, " ", "-")
 			push(t, reg, tag, im, c.formats...)
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + c.config})
 			wantSameTree(t, tree(t, d, reg.Ref(tag)), want)
 			// A second image of the same daemon finds its layers there.
 			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(tag) + "\nRUN echo again\n"})
@@ -282,7 +284,8 @@ func TestByDigest(t *testing.T) {
 	}
 }
 
-// TestOCILayoutContext builds from an OCI layout of the client's disk.
+// TestOCILayoutContext builds from an OCI layout of the client's disk. Its layers are unpacked, and a step sees as little
+// of their format as it would if they were lazy.
 func TestOCILayoutContext(t *testing.T) {
 	img, err := busybox(t, bigLayer(t, 2<<20)).Build(t.Context(), baseimage.EStargz)
 	if err != nil {
@@ -302,11 +305,15 @@ func TestOCILayoutContext(t *testing.T) {
 	}
 	d := startDaemon(t, daemon.Options{})
 	res := build(t, d, client.Solve{
-		Dockerfile: "FROM base\nRUN sha256sum /big/1\n",
+		Dockerfile: "FROM base\nRUN sha256sum /big/1 && ls -A /\n",
 		OCILayouts: []string{"store=" + dir},
 		Args:       []string{"--opt=context:base=oci-layout://store@" + dgst.String()},
 	})
-	wantContains(t, "output", res.Output(), digest.FromString(noise(1, 1<<20)).Encoded())
+	out := res.Output()
+	wantContains(t, "output", out, digest.FromString(noise(1, 1<<20)).Encoded(), "big\nbin\n")
+	if strings.Contains(out, "stargz") || strings.Contains(out, "landmark") {
+		t.Errorf("a step sees files of the layers' format:\n%s", out)
+	}
 	rep := reportOf(t, res)
 	for _, l := range rep.Images[0].Layers {
 		if l.Mode != "lazy" && l.Reason == "" {

@@ -70,6 +70,7 @@ func baseOptions(opt Options, factory runc.SnapshotterFactory) (base.WorkerOpt, 
 	if err != nil {
 		return wopt, err
 	}
+	wopt.Applier = newApplier(wopt.ContentStore)
 	wopt.GCPolicy = gcPolicy(cfg.GCConfig, opt.Config.Root)
 	wopt.BuildkitVersion = opt.Version
 	if len(cfg.Platforms) > 0 {

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/platforms"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
@@ -59,11 +62,29 @@ func setDefaults(cfg *bkconfig.Config) {
 	}
 	setNetworkDefaults(&cfg.Workers.OCI.NetworkConfig, rootless)
 	if cfg.OTEL.SocketPath == "" {
-		cfg.OTEL.SocketPath = appdefaults.TraceSocketPath(rootless)
+		cfg.OTEL.SocketPath = traceSocketPath("")
 	}
 	if len(cfg.CDI.SpecDirs) == 0 {
 		cfg.CDI.SpecDirs = appdefaults.CDISpecDirs
 	}
+}
+
+// traceSocketPath is where the daemon with the state directory root takes the traces of build steps; "" stands for
+// the default root, which has stock's socket. With another root there may be a second daemon on this host: it would
+// take the socket away, and the one that ends first removes it from under the other's steps, which then fail.
+func traceSocketPath(root string) string {
+	rootless := rootlessPaths()
+	path := appdefaults.TraceSocketPath(rootless)
+	usual := appdefaults.Root
+	if rootless {
+		usual = appdefaults.UserRoot()
+	}
+	abs, err := filepath.Abs(root)
+	if root == "" || err != nil || abs == filepath.Clean(usual) {
+		return path
+	}
+	sum := sha256.Sum256([]byte(abs))
+	return strings.TrimSuffix(path, ".sock") + "-" + hex.EncodeToString(sum[:4]) + ".sock"
 }
 
 func setNetworkDefaults(nc *bkconfig.NetworkConfig, rootless bool) {

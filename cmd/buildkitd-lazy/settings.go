@@ -54,6 +54,9 @@ func loadSettings(c *cli.Command) (settings, error) {
 			return settings{}, err
 		}
 	}
+	if file.BuildKit.OTEL.SocketPath == "" && !c.IsSet("otel-socket-path") {
+		s.buildkit.OTEL.SocketPath = traceSocketPath(s.buildkit.Root)
+	}
 	return s, nil
 }
 

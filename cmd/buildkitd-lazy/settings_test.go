@@ -159,6 +159,33 @@ fetch-timeout = "5s"
 	}
 }
 
+// TestTraceSocketIsNotShared is about two daemons on one host: each has its socket for the traces of build steps.
+func TestTraceSocketIsNotShared(t *testing.T) {
+	socket := func(text string, args ...string) string {
+		s, err := load(t, text, args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.buildkit.OTEL.SocketPath
+	}
+	usual := appdefaults.TraceSocketPath(false)
+	one, other := socket("", "--root=/one"), socket(`root = "/other"`)
+	if one == other || one == usual || other == usual || filepath.Dir(one) != filepath.Dir(usual) {
+		t.Errorf("the daemons of /one and /other, beside one of the default root (%s), have the sockets %s and %s", usual, one, other)
+	}
+	for what, got := range map[string][2]string{
+		"the default root, given":  {socket("", "--root="+appdefaults.Root+"/"), usual},
+		"the same root once more":  {socket("", "--root=/one/"), one},
+		"a socket in the file":     {socket("[otel]\nsocketPath = \"/s\"\n", "--root=/one"), "/s"},
+		"a socket as a flag":       {socket("", "--root=/one", "--otel-socket-path=/f"), "/f"},
+		"the usual one, as a flag": {socket("", "--root=/one", "--otel-socket-path="+usual), usual},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s: socket %s, want %s", what, got[0], got[1])
+		}
+	}
+}
+
 func TestSettingsFromEnvironment(t *testing.T) {
 	t.Setenv("BUILDKITD_LOG_LEVEL", "error")
 	t.Setenv("BUILDKITD_DEBUGADDR", "localhost:1")

@@ -76,19 +76,11 @@ func run(ctx context.Context, p plan) (err error) {
 	if rep.Versions, err = versions(); err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp("", "lazy-bench-")
+	work, remove, err := cleanup.TempDir("bench")
 	if err != nil {
 		return err
 	}
-	// Registered first, so undone last: when nothing is mounted below it any more.
-	defer cleanup.Add(func() {
-		if err := os.RemoveAll(work); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-		}
-	})()
-	if err := os.Setenv("TMPDIR", work); err != nil {
-		return err
-	}
+	defer remove()
 	st, err := openStore(ctx, p)
 	if err != nil {
 		return err

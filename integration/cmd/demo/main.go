@@ -76,19 +76,11 @@ func run(ctx context.Context, shape link.Shape, service string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("daemons, mounts and the shaped link need root: run sudo make demo")
 	}
-	work, err := os.MkdirTemp("", "lazy-demo-")
+	work, remove, err := cleanup.TempDir("demo")
 	if err != nil {
 		return err
 	}
-	// Registered first, so undone last: when nothing is mounted below it any more.
-	defer cleanup.Add(func() {
-		if err := os.RemoveAll(work); err != nil {
-			fmt.Fprintln(os.Stderr, "demo:", err)
-		}
-	})()
-	if err := os.Setenv("TMPDIR", work); err != nil {
-		return err
-	}
+	defer remove()
 	if service == "" {
 		bin, err := daemon.Bin(daemon.OursBinary)
 		if err != nil {

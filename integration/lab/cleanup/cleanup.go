@@ -11,6 +11,7 @@
 package cleanup
 
 import (
+	"fmt"
 	"os"
 	"os/signal"
 	"sync"
@@ -36,6 +37,25 @@ func Add(undo func()) (run func()) {
 	undos[id] = undo
 	order = append(order, id)
 	return func() { runOne(id) }
+}
+
+// TempDir makes a directory for everything temporary of this process and those that it starts, and
+// names it in TMPDIR. name is the process's. Called before anything else registers what is undone, its removal is
+// the last thing that [All] does: nothing is mounted below it any more.
+func TempDir(name string) (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp("", "lazy-"+name+"-"); err != nil {
+		return "", nil, err
+	}
+	remove = Add(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(os.Stderr, name+":", err)
+		}
+	})
+	if err := os.Setenv("TMPDIR", dir); err != nil {
+		remove()
+		return "", nil, err
+	}
+	return dir, remove, nil
 }
 
 // All runs everything that is registered, newest first. It waits for what others are

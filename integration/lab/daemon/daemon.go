@@ -171,6 +171,10 @@ func Start(ctx context.Context, opt Options) (_ *Daemon, err error) {
 	}
 	d.Addr = addrs[0]
 	args = append(args, "--root", d.Root, "--config", toml)
+	if opt.Kind != Ours {
+		// All stock daemons of a host would share one: the first to end removes it from under the others' steps.
+		args = append(args, "--otel-socket-path", filepath.Join(d.tmp, "otel.sock"))
+	}
 	for _, a := range addrs {
 		args = append(args, "--addr", a)
 	}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"testing"
@@ -51,17 +52,26 @@ func TestLinkIsAsSlowAsItSays(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	if took := get(http.MethodHead); took < 200*time.Millisecond || took > 300*time.Millisecond {
-		t.Errorf("first request took %v, want two round trips of 100ms", took)
+	// A busy machine makes requests slower than the link does, so the bounds above are for the fastest of some.
+	requests := 0
+	fastest := func(method string, from, to time.Duration, prepare func()) {
+		t.Helper()
+		best := time.Duration(math.MaxInt64)
+		for n := 0; n < 10 && best > to; n++ {
+			prepare()
+			requests++
+			best = min(best, get(method))
+		}
+		if best < from || best > to {
+			t.Errorf("%s took %v, want %v to %v", method, best, from, to)
+		}
 	}
-	if took := get(http.MethodHead); took < 100*time.Millisecond || took > 180*time.Millisecond {
-		t.Errorf("second request took %v, want one round trip of 100ms", took)
-	}
+	// A new connection takes two round trips of 100 ms, one that is there takes one.
+	fastest(http.MethodHead, 200*time.Millisecond, 300*time.Millisecond, client.CloseIdleConnections)
+	fastest(http.MethodHead, 100*time.Millisecond, 180*time.Millisecond, func() {})
 	// 10 MiB at 80 Mbit/s are 1.05 s, and the link's headers come on top.
-	if took := get(http.MethodGet); took < 1050*time.Millisecond || took > 1600*time.Millisecond {
-		t.Errorf("%d bytes took %v, want about 1.2s", size, took)
-	}
-	if c := l.Counts(); c.Requests != 3 || c.Bytes < size || c.Outstanding != 1 {
-		t.Errorf("counts %+v, want 3 requests, 1 outstanding, at least %d bytes", c, size)
+	fastest(http.MethodGet, 1050*time.Millisecond, 1600*time.Millisecond, func() {})
+	if c := l.Counts(); c.Requests != requests || c.Bytes < size || c.Outstanding != 1 {
+		t.Errorf("counts %+v, want %d requests, 1 outstanding, at least %d bytes", c, requests, size)
 	}
 }
