@@ -196,10 +196,12 @@ func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
 		var ctx context.Context
 		ctx, s.cancel = context.WithCancelCause(e.ctx)
 		e.layers[key] = s
+		s.readFrom(src) // before it is opened
 		e.wg.Go(func() { e.open(ctx, s) })
+	} else {
+		s.readFrom(src)
 	}
 	s.refs++
-	s.readFrom(src)
 	return s, nil
 }
 
