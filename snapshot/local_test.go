@@ -38,6 +38,7 @@ func TestBlobsInTheContentStoreAreNotFetched(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	provider = store
 	if err := content.WriteBlob(t.Context(), store, "x", bytes.NewReader(blob), ocispecs.Descriptor{Digest: dgst, Size: 10}); err != nil {
 		t.Fatal(err)
 	}
