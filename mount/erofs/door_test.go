@@ -141,8 +141,8 @@ func TestDeny(t *testing.T) {
 	if b, err := os.ReadFile(f.path("file")); !errors.Is(err, unix.EIO) {
 		t.Fatalf("%d bytes, %v, want EIO", len(b), err)
 	}
-	if len(told.errs) == 0 || !errors.Is(told.errs[0], refused) {
-		t.Errorf("told of %v", told.errs)
+	if errs := told.all(); len(errs) == 0 || !errors.Is(errs[0], refused) {
+		t.Errorf("told of %v", errs)
 	}
 	refuse.Store(false)
 	checkFile(t, f.path("file"), f.content[:100<<10])
