@@ -3,6 +3,8 @@ package erofs
 import (
 	"os"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/mounttest"
 )
 
 // The test binary is its own guardian, and the daemon that is killed.
@@ -14,5 +16,5 @@ func TestMain(m *testing.M) {
 		victim()
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(mounttest.Main(m))
 }
