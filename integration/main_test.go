@@ -67,7 +67,7 @@ func missing() error {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		errs = append(errs, fmt.Errorf("lazy mounts: %w", err))
 	}
-	for _, tool := range []string{"runc", "ip", "tar", "busybox"} {
+	for _, tool := range []string{"runc", "ip", "tar", "busybox", "mkfs.ext4"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			errs = append(errs, fmt.Errorf("%w; `make deps` installs it", err))
 		}
