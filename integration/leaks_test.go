@@ -26,6 +26,10 @@ import (
 // with every image.
 const pruneFreesLayers = false
 
+// keptByBuildKit is how many bytes of heap BuildKit v0.33.1 itself keeps of each build, minutes after it: stock buildkitd, on
+// overlayfs, went from 13.8 MB after 30 of these builds to 44.1 MB after 230. Ours must not add to it.
+const keptByBuildKit = 160 << 10
+
 // held is what a daemon, with its children, holds.
 type held struct {
 	Processes, Descriptors, Goroutines, Mounts int
@@ -49,8 +53,13 @@ func holds(t *testing.T, d *daemon.Daemon, debug string) held {
 		t.Fatal(err)
 	}
 	h.Mounts = len(mounts)
-	h.Goroutines = int(number(t, "http://"+debug+"/debug/pprof/goroutine?debug=1", `goroutine profile: total (\d+)`))
-	h.Heap = number(t, "http://"+debug+"/debug/pprof/heap?gc=1&debug=1", `# HeapAlloc = (\d+)`)
+	for stack := range strings.SplitSeq(get(t, "http://"+debug+"/debug/pprof/goroutine?debug=1"), "\n\n") {
+		// BuildKit keeps a build for ten seconds after its end, by goroutines that sleep.
+		if !strings.Contains(stack, "moby/buildkit/solver") {
+			h.Goroutines += int(number(t, `(?m)^(\d+) @`, stack))
+		}
+	}
+	h.Heap = number(t, `# HeapAlloc = (\d+)`, get(t, "http://"+debug+"/debug/pprof/heap?gc=1&debug=1"))
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", d.Pid()))
 	if err != nil {
 		t.Fatal(err)
@@ -90,8 +99,7 @@ func children(t *testing.T, pid int) []string {
 	return out
 }
 
-// number returns the number that a pattern has in what a URL answers.
-func number(t *testing.T, url, pattern string) int64 {
+func get(t *testing.T, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -106,11 +114,17 @@ func number(t *testing.T, url, pattern string) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := regexp.MustCompile(pattern).FindSubmatch(body)
+	return string(body)
+}
+
+// number returns the number that a pattern has in text, or 0.
+func number(t *testing.T, pattern, text string) int64 {
+	t.Helper()
+	m := regexp.MustCompile(pattern).FindStringSubmatch(text)
 	if m == nil {
-		t.Fatalf("%s has no %q:\n%.500s", url, pattern, body)
+		return 0
 	}
-	n, err := strconv.ParseInt(string(m[1]), 10, 64)
+	n, err := strconv.ParseInt(m[1], 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,14 +159,18 @@ func TestColdBuildsLeaveNothingBehind(t *testing.T) {
 			cold(i)
 		}
 		before := holds(t, d, debug)
+		if before.Goroutines == 0 || before.Heap == 0 {
+			t.Fatalf("the debug address tells nothing: %+v", before)
+		}
 		for i := range builds {
 			cold(warm + i)
 		}
 		limit := held{
 			Processes: before.Processes, Mounts: before.Mounts,
 			// Connections come and go.
-			Descriptors: before.Descriptors + 6, Goroutines: before.Goroutines + 12,
-			Heap: before.Heap + 4<<20, RSS: before.RSS + 48<<20,
+			Descriptors: before.Descriptors + 6, Goroutines: before.Goroutines + 6,
+			Heap: before.Heap + 4<<20 + int64(builds)*keptByBuildKit,
+			RSS:  before.RSS + 48<<20 + 2*int64(builds)*keptByBuildKit,
 			// The history of builds, of which BuildKit keeps 50.
 			Disk: before.Disk + 4<<20 + int64(min(builds, 50))*64<<10,
 		}
@@ -172,11 +190,9 @@ func TestColdBuildsLeaveNothingBehind(t *testing.T) {
 			return what
 		}
 		left := over()
-		for range 20 { // what ends by itself soon
-			if len(left) == 0 {
-				break
-			}
-			time.Sleep(500 * time.Millisecond)
+		// BuildKit keeps the traces of builds for two minutes.
+		for deadline := time.Now().Add(time.Duration(thorough(15, 240)) * time.Second); len(left) > 0 && time.Now().Before(deadline); {
+			time.Sleep(time.Second)
 			left = over()
 		}
 		t.Logf("after %d cold builds %+v\nafter %d more      %+v", warm, before, builds, after)
