@@ -9,6 +9,11 @@
 // a [MountError], and the caller pulls the layer.
 //
 // The door, i.e. the file system that readers see, is stargz-snapshotter's over
-// FUSE; the bytes it asks for come from package blob. Mounts end with Close; what
-// a killed daemon left behind is unmounted by the next New.
+// FUSE, or the kernel's; the bytes it asks for come from package blob. Mounts end
+// with Close; what a killed daemon left behind is unmounted by the next New.
+//
+// With a door that serves from package store, snapshots outlive the process. New
+// mounts none of them: a layer is mounted again when somebody uses it, which needs
+// no network if the store still has it, and its registry else. A layer takes space
+// in the store as long as a snapshot has it; Usage counts it, and Cleanup frees it.
 package snapshot

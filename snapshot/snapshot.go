@@ -18,6 +18,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Name is what the snapshotter is called towards BuildKit, whose cache manager
@@ -27,8 +29,10 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door  fileSystem
-	close func() error
+	door    fileSystem
+	parking *parking     // nil for a door that can't mount from the store
+	store   *store.Store // nil for a door that has none
+	close   func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
@@ -56,27 +60,48 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		opaque = stargzlayer.OverlayOpaqueUser
 	}
 	var d fileSystem
+	made := &Snapshotter{}
+	opts := []stargz.Opt{stargz.AsynchronousRemove}
 	if opt.Door != "" {
-		d, err = newEngine(root, userxattr, opt)
+		var e *engine
+		if e, err = newEngine(root, userxattr, opt); err == nil {
+			made.parking, made.store = newParking(e), e.store
+			d = made.parking
+		}
 	} else {
+		// Not restored: without a registry at hand there is no table of contents to
+		// mount from. BuildKit forgets such snapshots when it starts.
+		opts = append(opts, stargz.NoRestore)
 		d, err = newDoor(filepath.Join(root, "stargz"), opaque, opt)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}
-	// Not restored: without a registry at hand there is no table of contents to
-	// mount from. BuildKit forgets such snapshots when it starts.
-	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), d,
-		stargz.AsynchronousRemove, stargz.NoRestore)
+	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), d, opts...)
 	if err != nil {
-		return nil, fmt.Errorf("open snapshotter in %s: %w", root, err)
+		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}
-	return &Snapshotter{Snapshotter: s, door: d, close: sync.OnceValue(func() error {
+	made.Snapshotter, made.door = s, d
+	made.close = sync.OnceValue(func() error {
 		// The snapshotter's own Close leaves out what was removed and not cleaned up.
 		err := errors.Join(s.Close(), d.Close())
 		return errors.Join(err, unmountBelow(root))
-	})}, nil
+	})
+	if made.parking != nil {
+		made.parking.started()
+		if err := dropStale(context.Background(), s); err != nil {
+			return nil, errors.Join(err, made.close())
+		}
+		if err := made.sweep(context.Background()); err != nil && opt.Store.Notice != nil {
+			opt.Store.Notice(store.Key{}, err) // it's tried again
+		}
+	}
+	return made, nil
 }
+
+// Restores reports whether lazy layers outlive the process: those of an earlier one are mounted again when they are
+// used.
+func (s *Snapshotter) Restores() bool { return s.parking != nil }
 
 // Prepare implements snapshots.Snapshotter. With the label LabelTarget it either
 // commits the layer's snapshot and returns ErrAlreadyExists, or makes nothing and
@@ -87,6 +112,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		if err := o(&info); err != nil {
 			return nil, err
 		}
+	}
+	if err := s.restore(ctx, parent); err != nil {
+		return nil, err
 	}
 	target, ok := info.Labels[LabelTarget]
 	if !ok {
@@ -137,13 +165,31 @@ func (s *Snapshotter) checkImplied(ctx context.Context, key, parent string, labe
 	return checkImplied(implied, lower)
 }
 
+// View implements snapshots.Snapshotter.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := s.restore(ctx, parent); err != nil {
+		return nil, err
+	}
+	return s.Snapshotter.View(ctx, key, parent, opts...)
+}
+
+// Mounts implements snapshots.Snapshotter.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := s.restore(ctx, key); err != nil {
+		return nil, err
+	}
+	return s.Snapshotter.Mounts(ctx, key)
+}
+
 // Cleanup removes what removed snapshots left behind, as containerd's garbage
 // collector asks for.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if c, ok := s.Snapshotter.(snapshots.Cleaner); ok {
-		return c.Cleanup(ctx)
+		if err := c.Cleanup(ctx); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.sweep(ctx)
 }
 
 // Close unmounts all layers.
