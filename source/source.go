@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/solver"
 	bksource "github.com/moby/buildkit/source"
 	"github.com/moby/buildkit/source/containerimage"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/imageutil"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -57,6 +58,7 @@ func (s *Source) Resolve(ctx context.Context, id bksource.Identifier, sm *sessio
 	switch id := id.(type) {
 	case *containerimage.ImageIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
+		i.registry = true
 	case *containerimage.OCIIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
 		i.eager = cmp.Or(i.eager, reasonLayout)
@@ -76,6 +78,7 @@ type instance struct {
 	ref      string
 	platform ocispecs.Platform
 	limit    *int
+	registry bool   // whether its blobs come from a registry, not from a client
 	eager    string // why no layer of it is lazy
 
 	mu   sync.Mutex
@@ -181,6 +184,12 @@ func (i *instance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (cach
 	i.mu.Unlock()
 	if sn := i.src.opt.Snapshotter; sn != nil && p != nil {
 		sn.announceKnown(ctx, p)
+		if i.registry && ref != nil {
+			if err := sn.remember(ctx, p, ref); err != nil {
+				// The build goes on; the layers are forgotten at a restart.
+				bklog.G(ctx).WithError(err).Warn("lazy layers won't outlive this daemon")
+			}
+		}
 	}
 	return ref, nil
 }

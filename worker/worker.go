@@ -22,6 +22,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
 )
 
@@ -51,6 +52,7 @@ type Worker struct {
 	snapshotter snapshots.Snapshotter
 	planner     *source.Snapshotter // nil without lazy layers
 	door        Door
+	accounts    accounts
 }
 
 var _ bkworker.Worker = (*Worker)(nil)
@@ -101,18 +103,30 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	wopt.RegistryHosts = hosts
 	blobs.Store(wopt.ContentStore)
 	var planner *source.Snapshotter
+	restored := func() error { return nil }
 	if door.Lazy {
 		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
 			ContentStore: wopt.ContentStore,
 			Applier:      wopt.Applier,
 			LeaseManager: wopt.LeaseManager,
 			Reporter:     w.reporter,
+			Registry:     registryOf(hosts, opt.SessionManager),
 		})
+		if lazy, ok := w.snapshotter.(*snapshot.Snapshotter); ok && lazy.Restores() {
+			if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
+				return nil, err
+			}
+			wopt.ContentStore = containerdsnapshot.NewContentStore(
+				planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
+		}
 		wopt.Snapshotter = planner
 		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter}
 	}
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
 		return nil, err
+	}
+	if err := restored(); err != nil {
+		return nil, fmt.Errorf("lazy layers of an earlier daemon: %w", err)
 	}
 	w.planner = planner
 	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
@@ -123,8 +137,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	w.SourceManager.Register(source.New(w.ImageSource, sopt))
 	w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
 	if door.Lazy {
-		// The cache manager has just forgotten what an earlier daemon had mounted:
-		// those snapshots must go before a build takes them for layers.
+		// What the cache manager has just forgotten, since nobody knows where it comes from, must go before a build takes
+		// it for layers.
 		if _, err := wopt.GarbageCollect(ctx); err != nil {
 			return nil, fmt.Errorf("remove snapshots of an earlier daemon: %w", err)
 		}
