@@ -32,6 +32,7 @@ const (
 const (
 	MinChunkSize = 4 << 10 // bytes; below it a request costs more than what it carries
 	MaxChunkSize = 1 << 30 // bytes
+	MinMaxSize   = 1 << 20 // bytes; less than many a table of contents takes
 	MaxTimeout   = 24 * time.Hour
 )
 
@@ -73,6 +74,11 @@ type Lazy struct {
 	// eagerly. Up to MaxTimeout. Zero (default) is the door's built-in limit. Key "mount-timeout", like
 	// "fetch-timeout".
 	MountTimeout time.Duration
+
+	// MaxSize is how many bytes of disk lazy layers may take, at least MinMaxSize. Above it, those that no build uses are
+	// dropped, least recently used first, and fetched again when they are used; those in use may take more. Zero (default)
+	// is no limit but BuildKit's GC policy. Key "max-size", like "chunk-size".
+	MaxSize int64
 }
 
 // Default returns the [lazy] table of an empty file.

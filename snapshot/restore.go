@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
@@ -16,18 +17,24 @@ import (
 // labelRemote is how stargz-snapshotter marks the snapshots that its file system mounts.
 const labelRemote = "containerd.io/snapshot/remote"
 
-// parking is a file system that puts layers off: those that an earlier process had mounted are mounted again when
-// somebody uses them, from what the store has, so that a start takes no longer for many layers than for few.
+// parking is a file system that puts layers off: those that an earlier process had mounted, or that were unmounted to
+// make room, are mounted again when somebody uses them, from what the store has. So a start takes no longer for many
+// layers than for few.
 //
 // Nobody comes to an empty directory: the snapshotter hands out no mounts before Check has said yes to each layer
 // below them.
 type parking struct {
 	fileSystem
 
+	// making is held for reading while a snapshot is made, from when the layers below it are mounted until they are in
+	// use, and for writing to park one.
+	making sync.RWMutex
+
 	mu       sync.Mutex
-	starting bool               // Mount parks
-	parked   map[string]*parked // by mount point
-	names    map[string]*parked // the same, by snapshot
+	starting bool                // Mount parks
+	parked   map[string]*parked  // by mount point
+	names    map[string]*parked  // the same, by snapshot
+	mounted  map[string]*mounted // by mount point
 }
 
 // parked is a layer that isn't mounted, or is being mounted.
@@ -39,7 +46,7 @@ type parked struct {
 }
 
 func newParking(fs fileSystem) *parking {
-	return &parking{fileSystem: fs, starting: true, parked: map[string]*parked{}, names: map[string]*parked{}}
+	return &parking{fileSystem: fs, starting: true, parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{}}
 }
 
 // started ends the time in which Mount parks.
@@ -60,20 +67,34 @@ func (p *parking) Mount(ctx context.Context, mountpoint string, labels map[strin
 	if starting {
 		return nil
 	}
-	return p.fileSystem.Mount(ctx, mountpoint, labels)
+	return p.mount(ctx, labels[LabelTarget], mountpoint, labels)
+}
+
+func (p *parking) mount(ctx context.Context, name, mountpoint string, labels map[string]string) error {
+	if err := p.fileSystem.Mount(ctx, mountpoint, labels); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mounted[mountpoint] = &mounted{name, mountpoint, time.Now()}
+	return nil
 }
 
 // park notes a layer that isn't mounted. Under mu.
-func (p *parking) park(name, mountpoint string) {
+func (p *parking) park(name, mountpoint string) *parked {
 	l := &parked{name: name, mountpoint: mountpoint, turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
 	p.parked[mountpoint], p.names[name] = l, l
+	return l
 }
 
 // Check implements stargz.FileSystem.
 func (p *parking) Check(ctx context.Context, mountpoint string, labels map[string]string) error {
 	p.mu.Lock()
 	l := p.parked[mountpoint]
+	if m := p.mounted[mountpoint]; m != nil {
+		m.used = time.Now()
+	}
 	p.mu.Unlock()
 	if err := p.unpark(ctx, l, labels); err != nil {
 		return err
@@ -93,6 +114,9 @@ func (p *parking) Unmount(ctx context.Context, mountpoint string) error {
 		}
 		l.turn <- struct{}{}
 	}
+	p.mu.Lock()
+	delete(p.mounted, mountpoint)
+	p.mu.Unlock()
 	return p.fileSystem.Unmount(ctx, mountpoint)
 }
 
@@ -110,7 +134,7 @@ func (p *parking) unpark(ctx context.Context, l *parked, labels map[string]strin
 	if l.gone {
 		return nil
 	}
-	if err := p.fileSystem.Mount(ctx, l.mountpoint, labels); err != nil {
+	if err := p.mount(ctx, l.name, l.mountpoint, labels); err != nil {
 		return err
 	}
 	p.leave(l)
@@ -124,6 +148,19 @@ func (p *parking) leave(l *parked) {
 	defer p.mu.Unlock()
 	delete(p.parked, l.mountpoint)
 	delete(p.names, l.name)
+}
+
+// begin is called before a snapshot is made on top of parent, and what it returns afterwards.
+func (s *Snapshotter) begin(ctx context.Context, parent string) (end func(), err error) {
+	if s.parking == nil {
+		return func() {}, nil
+	}
+	s.parking.making.RLock()
+	if err := s.restore(ctx, parent); err != nil {
+		s.parking.making.RUnlock()
+		return nil, err
+	}
+	return s.parking.making.RUnlock, nil
 }
 
 // restore mounts the layers of a snapshot that are parked, and those below, all at the same time. The snapshotter would

@@ -82,7 +82,9 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}
 	made.Snapshotter, made.door = s, d
+	unlimited := func() {}
 	made.close = sync.OnceValue(func() error {
+		unlimited()
 		// The snapshotter's own Close leaves out what was removed and not cleaned up.
 		err := errors.Join(s.Close(), d.Close())
 		return errors.Join(err, unmountBelow(root))
@@ -94,6 +96,9 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		}
 		if err := made.sweep(context.Background()); err != nil && opt.Store.Notice != nil {
 			opt.Store.Notice(store.Key{}, err) // it's tried again
+		}
+		if opt.Store.MaxSize > 0 {
+			unlimited = made.keepLimit(opt.Store.MaxSize, limitEvery)
 		}
 	}
 	return made, nil
@@ -113,9 +118,11 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 			return nil, err
 		}
 	}
-	if err := s.restore(ctx, parent); err != nil {
+	end, err := s.begin(ctx, parent)
+	if err != nil {
 		return nil, err
 	}
+	defer end()
 	target, ok := info.Labels[LabelTarget]
 	if !ok {
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
@@ -125,7 +132,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		return nil, fmt.Errorf("target snapshot %q: %w", target, cerrdefs.ErrAlreadyExists)
 	}
 	var failure error
-	_, err := s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
+	_, err = s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
 	if cerrdefs.IsAlreadyExists(err) {
 		if cerr := s.checkImplied(ctx, key, parent, info.Labels); cerr != nil {
 			if rerr := s.Remove(context.WithoutCancel(ctx), target); rerr != nil {
@@ -167,9 +174,11 @@ func (s *Snapshotter) checkImplied(ctx context.Context, key, parent string, labe
 
 // View implements snapshots.Snapshotter.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	if err := s.restore(ctx, parent); err != nil {
+	end, err := s.begin(ctx, parent)
+	if err != nil {
 		return nil, err
 	}
+	defer end()
 	return s.Snapshotter.View(ctx, key, parent, opts...)
 }
 

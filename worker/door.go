@@ -33,6 +33,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Door says how readers get into layers.
@@ -110,6 +111,7 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
 		},
 		Door:         door,
+		Store:        store.Options{MaxSize: opt.Lazy.MaxSize, Notice: noticeStore},
 		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch},
 		Stargz:       cfg,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
@@ -123,6 +125,15 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 			return snapshot.New(root, sopt)
 		},
 	}, nil
+}
+
+// noticeStore logs what the store of lazy layers has mended, or could not do in the background.
+func noticeStore(key store.Key, err error) {
+	l := bklog.L.WithError(err)
+	if key.Blob != "" {
+		l = l.WithField("layer", key.Blob)
+	}
+	l.Warn("store of lazy layers")
 }
 
 // defaultChunkSize is the granularity of ranged reads in bytes: small, because many
