@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -133,6 +134,52 @@ func TestDiskUsageAndPrune(t *testing.T) {
 	}
 	res := build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/1\n"})
 	wantContains(t, "output", res.Output(), digest.FromString(noise(1, 1<<20)).Encoded())
+}
+
+// TestGCPolicyBoundsLazyLayers prunes by size: lazy layers count, and the least recently used go.
+func TestGCPolicyBoundsLazyLayers(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "old:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	push(t, reg, "new:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + kernelDoor})
+	build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("old:estargz") + "\nRUN cat /big/* | sha256sum\n"})
+	second := client.Solve{Dockerfile: "FROM " + reg.Ref("new:estargz") + "\nRUN sha256sum /big/0\n"}
+	build(t, d, second)
+	if before := usedBy(t, d); before < 16<<20 {
+		t.Fatalf("du shows %d bytes", before)
+	}
+	if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune", "--all", "--keep-storage", "10"); err != nil {
+		t.Fatalf("prune: %v\n%s", err, out)
+	}
+	if du, disk := usedBy(t, d), stored(t, d); du > 10e6 || disk > 10e6 || du < 1<<20 {
+		t.Errorf("pruned to 10 MB, du shows %d bytes, the store takes %d", du, disk)
+	}
+	res := build(t, d, second)
+	if v := res.Vertex("sha256sum"); v == nil || !v.Cached {
+		t.Errorf("the step used last is %+v, want it cached", v)
+	}
+}
+
+// TestMaxSize runs a daemon whose lazy layers may take less than the builds read.
+func TestMaxSize(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg) + kernelDoor + "max-size = \"4MiB\"\n", Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN cat /big/* | sha256sum\n"
+	build(t, d, client.Solve{Dockerfile: dockerfile})
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	for end := time.Now().Add(20 * time.Second); stored(t, d) > 4<<20; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the store takes %d bytes", stored(t, d))
+		}
+	}
+	res := build(t, d, client.Solve{Dockerfile: dockerfile + "RUN sha256sum /big/3\n"})
+	if v := res.Vertex("RUN cat"); v == nil || !v.Cached {
+		t.Errorf("the step is %+v, want it cached", v)
+	}
+	wantContains(t, "output", res.Output(), digest.FromString(noise(3, 1<<20)).Encoded())
 }
 
 // usedBy returns the sum of what du shows, in bytes.
