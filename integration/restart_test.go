@@ -17,9 +17,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
-// kernelDoor is the configuration of the door whose layers outlive the daemon.
-const kernelDoor = "[lazy]\nmount = \"erofs\"\n"
-
 // TestRestartLosesNothing ends the daemon after a build. The same build is all CACHED afterwards, without a byte of a
 // layer, and what was built on the lazy image can be built upon.
 func TestRestartLosesNothing(t *testing.T) {
@@ -30,7 +27,7 @@ func TestRestartLosesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			reg := startRegistry(t, registry.Options{})
 			img, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-			opt := daemon.Options{Config: plainHTTP(reg) + kernelDoor, Root: t.TempDir()}
+			opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
 			dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN sha256sum /big/1 && echo made > /made\nRUN cat /made\n"
 			first := startDaemon(t, opt)
 			build(t, first, client.Solve{Dockerfile: dockerfile})
@@ -78,7 +75,7 @@ func TestRestartLosesNothing(t *testing.T) {
 func TestRestartWithExport(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	img, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
-	opt := daemon.Options{Config: plainHTTP(reg) + kernelDoor, Root: t.TempDir()}
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
 	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN echo made > /made\n"}
 	first := startDaemon(t, opt)
 	build(t, first, s)
@@ -101,7 +98,7 @@ func TestRestartWithExport(t *testing.T) {
 func TestDiskUsageAndPrune(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-	opt := daemon.Options{Config: plainHTTP(reg) + kernelDoor, Root: t.TempDir()}
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
 	d := startDaemon(t, opt)
 	from := "FROM " + reg.Ref("base:estargz") + "\n"
 	build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/1\n"})
@@ -141,7 +138,7 @@ func TestGCPolicyBoundsLazyLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "old:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	push(t, reg, "new:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
-	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + kernelDoor})
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
 	build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("old:estargz") + "\nRUN cat /big/* | sha256sum\n"})
 	second := client.Solve{Dockerfile: "FROM " + reg.Ref("new:estargz") + "\nRUN sha256sum /big/0\n"}
 	build(t, d, second)
@@ -164,7 +161,7 @@ func TestGCPolicyBoundsLazyLayers(t *testing.T) {
 func TestMaxSize(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-	opt := daemon.Options{Config: plainHTTP(reg) + kernelDoor + "max-size = \"4MiB\"\n", Root: t.TempDir()}
+	opt := daemon.Options{Config: plainHTTP(reg) + "[lazy]\nmax-size = \"4MiB\"\n", Root: t.TempDir()}
 	d := startDaemon(t, opt)
 	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN cat /big/* | sha256sum\n"
 	build(t, d, client.Solve{Dockerfile: dockerfile})

@@ -39,7 +39,7 @@ func (s *Snapshotter) keepLimit(limit int64, every time.Duration) (stop func()) 
 func (s *Snapshotter) parkAbove(ctx context.Context, limit int64) {
 	var held int64 // of layers that the store can't drop
 	sizes := map[string]int64{}
-	for _, u := range s.store.Usage() {
+	for _, u := range s.door.store.Usage() {
 		if u.Refs > 0 {
 			held += u.Bytes
 			sizes[u.Key.Blob.String()] += u.Bytes
@@ -126,7 +126,7 @@ func (p *parking) parkIdle(ctx context.Context, m mounted, inUse func() bool) bo
 		return false
 	}
 	// What of it fails is seen when the directory is mounted on again, or removed.
-	_ = p.fileSystem.Unmount(ctx, m.mountpoint)
+	_ = p.FileSystem.Unmount(ctx, m.mountpoint)
 	p.mu.Lock()
 	delete(p.mounted, m.mountpoint)
 	p.mu.Unlock()

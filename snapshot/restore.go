@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/containerd/stargz-snapshotter/estargz"
+	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -24,7 +25,7 @@ const labelRemote = "containerd.io/snapshot/remote"
 // Nobody comes to an empty directory: the snapshotter hands out no mounts before Check has said yes to each layer
 // below them.
 type parking struct {
-	fileSystem
+	stargz.FileSystem
 
 	// making is held for reading while a snapshot is made, from when the layers below it are mounted until they are in
 	// use, and for writing to park one.
@@ -45,8 +46,8 @@ type parked struct {
 	gone bool          // it's mounted now, or removed; guarded by turn
 }
 
-func newParking(fs fileSystem) *parking {
-	return &parking{fileSystem: fs, starting: true, parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{}}
+func newParking(fs stargz.FileSystem) *parking {
+	return &parking{FileSystem: fs, starting: true, parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{}}
 }
 
 // started ends the time in which Mount parks.
@@ -71,7 +72,7 @@ func (p *parking) Mount(ctx context.Context, mountpoint string, labels map[strin
 }
 
 func (p *parking) mount(ctx context.Context, name, mountpoint string, labels map[string]string) error {
-	if err := p.fileSystem.Mount(ctx, mountpoint, labels); err != nil {
+	if err := p.FileSystem.Mount(ctx, mountpoint, labels); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -99,7 +100,7 @@ func (p *parking) Check(ctx context.Context, mountpoint string, labels map[strin
 	if err := p.unpark(ctx, l, labels); err != nil {
 		return err
 	}
-	return p.fileSystem.Check(ctx, mountpoint, labels)
+	return p.FileSystem.Check(ctx, mountpoint, labels)
 }
 
 // Unmount implements stargz.FileSystem.
@@ -117,7 +118,7 @@ func (p *parking) Unmount(ctx context.Context, mountpoint string) error {
 	p.mu.Lock()
 	delete(p.mounted, mountpoint)
 	p.mu.Unlock()
-	return p.fileSystem.Unmount(ctx, mountpoint)
+	return p.FileSystem.Unmount(ctx, mountpoint)
 }
 
 // unpark mounts a layer, nil for one that is mounted.
@@ -152,9 +153,6 @@ func (p *parking) leave(l *parked) {
 
 // begin is called before a snapshot is made on top of parent, and what it returns afterwards.
 func (s *Snapshotter) begin(ctx context.Context, parent string) (end func(), err error) {
-	if s.parking == nil {
-		return func() {}, nil
-	}
 	s.parking.making.RLock()
 	if err := s.restore(ctx, parent); err != nil {
 		s.parking.making.RUnlock()
@@ -166,9 +164,6 @@ func (s *Snapshotter) begin(ctx context.Context, parent string) (end func(), err
 // restore mounts the layers of a snapshot that are parked, and those below, all at the same time. The snapshotter would
 // mount them too, but take owner and group of the uppermost one's root before, and keep to itself why it couldn't.
 func (s *Snapshotter) restore(ctx context.Context, key string) error {
-	if s.parking == nil {
-		return nil
-	}
 	s.parking.mu.Lock()
 	none := len(s.parking.parked) == 0
 	s.parking.mu.Unlock()

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/containerd/stargz-snapshotter/estargz"
-	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
@@ -29,23 +28,12 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door    fileSystem
-	parking *parking     // nil for a door that can't mount from the store
-	store   *store.Store // nil for a door that has none
+	door    *engine
+	parking *parking
 	close   func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
-
-// fileSystem is what layers are mounted by.
-type fileSystem interface {
-	stargz.FileSystem
-	// impliedBy returns the directories which the mounted layer with that table of contents leaves out.
-	impliedBy(toc digest.Digest) []string
-	Close() error
-}
-
-var _, _ fileSystem = (*door)(nil), (*engine)(nil)
 
 // New opens the snapshotter in the directory root, which it makes if needed.
 // Mounts which an earlier process left below root are unmounted first: their
@@ -54,34 +42,20 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err := unmountBelow(root); err != nil {
 		return nil, err
 	}
-	opaque := stargzlayer.OverlayOpaqueTrusted
-	userxattr, err := overlayutils.NeedsUserXAttr(root)
-	if err == nil && userxattr {
-		opaque = stargzlayer.OverlayOpaqueUser
-	}
-	var d fileSystem
-	made := &Snapshotter{}
-	opts := []stargz.Opt{stargz.AsynchronousRemove}
-	if opt.Door != "" {
-		var e *engine
-		if e, err = newEngine(root, userxattr, opt); err == nil {
-			made.parking, made.store = newParking(e), e.store
-			d = made.parking
-		}
-	} else {
-		// Not restored: without a registry at hand there is no table of contents to
-		// mount from. BuildKit forgets such snapshots when it starts.
-		opts = append(opts, stargz.NoRestore)
-		d, err = newDoor(filepath.Join(root, "stargz"), opaque, opt)
-	}
+	// As containerd's overlayfs snapshotter has it: where it can't be found out, it isn't needed.
+	userXattr, err := overlayutils.NeedsUserXAttr(root)
+	userXattr = userXattr && err == nil
+	d, err := newEngine(root, userXattr, opt)
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}
-	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), d, opts...)
+	parking := newParking(d)
+	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), parking, stargz.AsynchronousRemove)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}
-	made.Snapshotter, made.door = s, d
+	parking.started()
+	made := &Snapshotter{Snapshotter: s, door: d, parking: parking}
 	unlimited := func() {}
 	made.close = sync.OnceValue(func() error {
 		unlimited()
@@ -89,24 +63,17 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		err := errors.Join(s.Close(), d.Close())
 		return errors.Join(err, unmountBelow(root))
 	})
-	if made.parking != nil {
-		made.parking.started()
-		if err := dropStale(context.Background(), s); err != nil {
-			return nil, errors.Join(err, made.close())
-		}
-		if err := made.sweep(context.Background()); err != nil && opt.Store.Notice != nil {
-			opt.Store.Notice(store.Key{}, err) // it's tried again
-		}
-		if opt.Store.MaxSize > 0 {
-			unlimited = made.keepLimit(opt.Store.MaxSize, limitEvery)
-		}
+	if err := dropStale(context.Background(), s); err != nil {
+		return nil, errors.Join(err, made.close())
+	}
+	if err := made.sweep(context.Background()); err != nil && opt.Store.Notice != nil {
+		opt.Store.Notice(store.Key{}, err) // it's tried again
+	}
+	if opt.Store.MaxSize > 0 {
+		unlimited = made.keepLimit(opt.Store.MaxSize, limitEvery)
 	}
 	return made, nil
 }
-
-// Restores reports whether lazy layers outlive the process: those of an earlier one are mounted again when they are
-// used.
-func (s *Snapshotter) Restores() bool { return s.parking != nil }
 
 // Prepare implements snapshots.Snapshotter. With the label LabelTarget it either
 // commits the layer's snapshot and returns ErrAlreadyExists, or makes nothing and

@@ -18,7 +18,7 @@ import (
 // it shares that with another snapshot.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	usage, err := s.Snapshotter.Usage(ctx, key)
-	if err != nil || s.store == nil {
+	if err != nil {
 		return usage, err
 	}
 	info, err := s.Stat(ctx, key)
@@ -26,7 +26,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 		return usage, err
 	}
 	if want, ok := storeKey(info); ok {
-		for _, u := range s.store.Usage() {
+		for _, u := range s.door.store.Usage() {
 			if u.Key == want {
 				usage.Size += u.Bytes
 			}
@@ -37,11 +37,8 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 
 // Layers returns the bytes on disk of all lazy layers, by the digests of their blobs.
 func (s *Snapshotter) Layers() map[digest.Digest]int64 {
-	if s.store == nil {
-		return nil
-	}
 	sizes := map[digest.Digest]int64{}
-	for _, u := range s.store.Usage() {
+	for _, u := range s.door.store.Usage() {
 		sizes[u.Key.Blob] += u.Bytes
 	}
 	return sizes
@@ -49,10 +46,7 @@ func (s *Snapshotter) Layers() map[digest.Digest]int64 {
 
 // sweep frees what the store has of layers that no snapshot has any more.
 func (s *Snapshotter) sweep(ctx context.Context) error {
-	if s.store == nil {
-		return nil
-	}
-	list := s.store.Usage() // first: what comes afterwards isn't judged
+	list := s.door.store.Usage() // first: what comes afterwards isn't judged
 	used := map[store.Key]bool{}
 	if err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if key, ok := storeKey(info); ok {
@@ -68,7 +62,7 @@ func (s *Snapshotter) sweep(ctx context.Context) error {
 			continue
 		}
 		// Somebody may have begun to use it, or have removed it.
-		if err := s.store.Remove(u.Key); err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, fs.ErrNotExist) {
+		if err := s.door.store.Remove(u.Key); err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}

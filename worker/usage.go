@@ -50,7 +50,7 @@ func (w *Worker) Prune(ctx context.Context, ch chan client.UsageInfo, opts ...cl
 // takes.
 func (w *Worker) account(ctx context.Context) (context.Context, error) {
 	lazy, ok := w.snapshotter.(*snapshot.Snapshotter)
-	if !ok || !lazy.Restores() {
+	if !ok {
 		return ctx, nil
 	}
 	sizes := lazy.Layers()

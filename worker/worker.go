@@ -22,7 +22,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
-	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
 )
 
@@ -112,13 +111,11 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			Reporter:     w.reporter,
 			Registry:     registryOf(hosts, opt.SessionManager),
 		})
-		if lazy, ok := w.snapshotter.(*snapshot.Snapshotter); ok && lazy.Restores() {
-			if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
-				return nil, err
-			}
-			wopt.ContentStore = containerdsnapshot.NewContentStore(
-				planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
+		if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
+			return nil, err
 		}
+		wopt.ContentStore = containerdsnapshot.NewContentStore(
+			planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
 		wopt.Snapshotter = planner
 		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter}
 	}
