@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
@@ -32,6 +33,8 @@ type engine struct {
 	end  context.CancelCauseFunc
 	wg   sync.WaitGroup // of openings
 	stop func() error
+
+	totals totals
 
 	mu     sync.Mutex
 	closed bool
@@ -123,11 +126,11 @@ func (e *engine) mount(ctx context.Context, mountpoint string, labels map[string
 	if err != nil {
 		return fmt.Errorf("label %s: %w", estargz.TOCJSONDigestAnnotation, err)
 	}
-	s, err := e.acquire(src, store.Key{Blob: src.digest, TOC: toc})
+	s, err := e.acquire(ctx, src, store.Key{Blob: src.digest, TOC: toc})
 	if err != nil {
 		return err
 	}
-	e.openAhead(src)
+	e.openAhead(ctx, src)
 	select {
 	case <-s.ready:
 		err = s.err
@@ -147,9 +150,9 @@ func (e *engine) mount(ctx context.Context, mountpoint string, labels map[string
 }
 
 // openAhead opens the layers above, so that their tables of contents come at the same time as this one's.
-func (e *engine) openAhead(src layerSource) {
+func (e *engine) openAhead(ctx context.Context, src layerSource) {
 	for _, above := range src.above {
-		s, err := e.acquire(src.of(above.Blob), above)
+		s, err := e.acquire(ctx, src.of(above.Blob), above)
 		if err != nil {
 			return // closed
 		}
@@ -181,7 +184,7 @@ func (e *engine) releaseAhead(s *served) error {
 
 // acquire returns a layer, which is being opened or is open, and which the caller releases. It reads where src says
 // from now on.
-func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
+func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*served, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -193,8 +196,8 @@ func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
 			key: key, engine: e, ready: make(chan struct{}),
 			target: filepath.Join(e.root, key.Blob.Encoded()[:16]+"-"+key.TOC.Encoded()[:16]),
 		}
-		var ctx context.Context
-		ctx, s.cancel = context.WithCancelCause(e.ctx)
+		ctx, cancel := context.WithCancelCause(trace.ContextWithSpan(e.ctx, trace.SpanFromContext(ctx)))
+		s.cancel = cancel
 		e.layers[key] = s
 		s.readFrom(src) // before it is opened
 		e.wg.Go(func() { e.open(ctx, s) })
@@ -207,7 +210,9 @@ func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
 
 // open opens a layer for all who wait for it.
 func (e *engine) open(ctx context.Context, s *served) {
-	s.err = s.open(ctx)
+	opening, end := s.spanOpen(ctx)
+	s.err = s.open(opening)
+	end(s.err)
 	close(s.ready)
 	if s.err == nil {
 		e.wg.Go(func() {

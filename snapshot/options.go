@@ -28,6 +28,8 @@ type Options struct {
 	Stargz config.Config
 	// Blob tunes ranged reads, and says who is told of them.
 	Blob blob.Options
+	// Watch says who is told of reads.
+	Watch Watch
 	// MountTimeout is how long a layer's table of contents may take. 0 means as
 	// long as the file system allows (30 s).
 	MountTimeout time.Duration
