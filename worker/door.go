@@ -113,6 +113,7 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch},
 		Stargz:       cfg,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
+		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
 		Local:        opt.local,
