@@ -137,6 +137,9 @@ func TestStatsAgreeWithTheRegistry(t *testing.T) {
 	if d, ok := s.LayerAt(lowerOf(t, mounts)); !ok || d != l.digest {
 		t.Errorf("layer at %q: %q, %t", lowerOf(t, mounts), d, ok)
 	}
+	if d, ok := s.LayerAt("1/fs"); !ok || d != l.digest {
+		t.Errorf("layer at 1/fs: %q, %t", d, ok)
+	}
 	if d, ok := s.LayerAt(root); ok {
 		t.Errorf("layer at the root: %q", d)
 	}

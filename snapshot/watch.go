@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,11 +39,15 @@ type SlowRead struct {
 	Why func() string
 }
 
-// LayerAt returns the digest of the lazy layer that is mounted at dir.
+// LayerAt returns the digest of the lazy layer that is mounted at dir. One that is relative is in the directory of the
+// snapshots: so they are called in the options of an overlay of many.
 func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
 	e, ok := s.door.(*engine)
 	if !ok {
 		return "", false
+	}
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(filepath.Dir(e.root), "snapshotter", "snapshots", dir)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -2,11 +2,13 @@ package worker
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	bkexecutor "github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
 	"go.opentelemetry.io/otel/metric"
@@ -113,12 +115,33 @@ func (r watchedRef) Mount() ([]mount.Mount, func() error, error) {
 	return mounts, release, err
 }
 
-// dirsOf returns the directories that a mount shows: the layers of an overlay, or what a bind mount is of.
+// dirsOf returns the directories that a mount shows: the layers of an overlay, or what a bind mount is of. BuildKit mounts
+// the root of a step by itself and hands on a bind mount of that: what's below is with the kernel.
 func dirsOf(m mount.Mount) []string {
+	if m.Source == "" || m.Type == "overlay" {
+		return lowerDirs(m.Options)
+	}
 	dirs := []string{m.Source}
-	for _, o := range m.Options {
-		if lower, ok := strings.CutPrefix(o, "lowerdir="); ok {
-			dirs = append(dirs, strings.Split(lower, ":")...)
+	dir, err := filepath.EvalSymlinks(m.Source)
+	if err != nil {
+		return dirs
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil {
+		return dirs
+	}
+	for _, info := range mounts {
+		dirs = append(dirs, lowerDirs(strings.Split(info.VFSOptions, ","))...)
+	}
+	return dirs
+}
+
+// lowerDirs returns the layers that are in an overlay's options.
+func lowerDirs(options []string) []string {
+	var dirs []string
+	for _, o := range options {
+		if name, value, _ := strings.Cut(o, "="); name == "lowerdir" || name == "lowerdir+" {
+			dirs = append(dirs, strings.Split(value, ":")...)
 		}
 	}
 	return dirs

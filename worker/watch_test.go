@@ -2,6 +2,8 @@ package worker
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -77,6 +79,40 @@ func TestWatchMounts(t *testing.T) {
 	}
 	if !slices.Equal(got, []string{"/snapshots/1/fs", "/snapshots/2/fs", "/snapshots/3/fs"}) {
 		t.Errorf("layers of the step: %q", got)
+	}
+}
+
+// The root of a step is a bind mount of an overlay that BuildKit has mounted.
+func TestDirsOfAnOverlayThatIsMounted(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"1", "2", "upper", "work", "root"} {
+		if err := os.Mkdir(path(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{
+		"upperdir=" + path("upper"), "workdir=" + path("work"), "lowerdir=" + path("2") + ":" + path("1"),
+	}}
+	if err := overlay.Mount(path("root")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := mount.Unmount(path("root"), 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Symlink(path("root"), path("link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{path("root"), path("link")} {
+		got := dirsOf(mount.Mount{Type: "bind", Source: source})
+		if want := []string{source, path("2"), path("1")}; !slices.Equal(got, want) {
+			t.Errorf("directories %q, want %q", got, want)
+		}
 	}
 }
 
