@@ -246,7 +246,7 @@ func TestASlowReadIsShown(t *testing.T) {
 				t.Fatal("the step never broke the registry")
 			}
 			wantContains(t, "progress", res.Plain, digest.FromString(noise(12, 1<<20)).Encoded())
-			if err := shown(res.Plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s: %s", reg.Ref("base"), top, fill(c.why))); err != nil {
+			if err := shown(res.Plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, fill(c.why))); err != nil {
 				t.Errorf("%v:\n%s", err, res.Plain)
 			}
 			wantContains(t, "log", d.Logs(), "a read waits for the registry")

@@ -161,7 +161,7 @@ func (r *Reporter) Follow(sessions []string, key any, layers []Descriptor, show 
 	}
 }
 
-// WaitLine is what users read of a wait.
+// WaitLine is what users read of a wait, in front of how long it has lasted.
 func WaitLine(repository string, layer digest.Digest, why string) string {
-	return fmt.Sprintf("waiting for %s layer %s: %s", repository, layer, why)
+	return fmt.Sprintf("waiting for %s layer %s (%s)", repository, layer, why)
 }

@@ -142,7 +142,7 @@ func TestWaitIsShownBelowFROMOtherwise(t *testing.T) {
 }
 
 func TestWaitLine(t *testing.T) {
-	if got := WaitLine("registry.example/x", "sha256:ab", "connection refused, retrying"); got != "waiting for registry.example/x layer sha256:ab: connection refused, retrying" {
+	if got := WaitLine("registry.example/x", "sha256:ab", "connection refused, retrying"); got != "waiting for registry.example/x layer sha256:ab (connection refused, retrying)" {
 		t.Error(got)
 	}
 }
