@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,13 +76,14 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 
 		start := time.Now()
 		time.Sleep(5 * time.Second)
-		why := "no answer yet"
-		over := r.Waiting(a, start, func() string { return why })
+		var why atomic.Value
+		why.Store("no answer yet")
+		over := r.Waiting(a, start, func() string { return why.Load().(string) })
 		second := r.Waiting(a, start, func() string { t.Error("one is enough"); return "" })
 		if got := shown(); !slices.Equal(got, []string{"no answer yet since 0s"}) {
 			t.Errorf("shown %q", got)
 		}
-		why = "503, retrying"
+		why.Store("503, retrying")
 		time.Sleep(11 * time.Second)
 		if got := shown(); !slices.Equal(got, []string{"no answer yet since 0s until 15s", "503, retrying since 0s"}) {
 			t.Errorf("shown %q", got)
@@ -171,7 +173,7 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 	attrs := func(s sdktrace.ReadOnlySpan) map[string]string {
 		m := map[string]string{}
 		for _, kv := range s.Attributes() {
-			m[string(kv.Key)] = kv.Value.Emit()
+			m[string(kv.Key)] = kv.Value.String()
 		}
 		return m
 	}

@@ -75,7 +75,7 @@ func TestResolvingIsASpan(t *testing.T) {
 	}
 	got := map[string]string{}
 	for _, kv := range ended[0].Attributes() {
-		got[string(kv.Key)] = kv.Value.Emit()
+		got[string(kv.Key)] = kv.Value.String()
 	}
 	if got["lazy.ref"] != "registry.test/image:v1" || got["lazy.layers"] != "2" || got["layers"] != "3" {
 		t.Errorf("attributes %v", got)

@@ -71,7 +71,7 @@ func TestWatchMounts(t *testing.T) {
 	for _, s := range rec.Ended() {
 		for _, kv := range s.Attributes() {
 			for dir, d := range layers {
-				if kv.Value.Emit() == d.String() {
+				if kv.Value.String() == d.String() {
 					got = append(got, dir)
 				}
 			}
