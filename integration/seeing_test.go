@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,9 +24,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
-
-// throughTheKernel asks for the kernel door.
-var throughTheKernel = []string{"BUILDKITD_LAZY_MOUNT=erofs"}
 
 // debugPage fetches a page of a daemon's debug address.
 func debugPage(t *testing.T, addr, page string) string {
@@ -67,12 +65,15 @@ func metrics(t *testing.T, page string) map[string]float64 {
 }
 
 // TestFiguresAgreeWithTheRegistry compares what the daemon says of a build's bytes with what the registry has sent.
-func TestFiguresAgreeWithTheRegistry(t *testing.T) {
+func TestFiguresAgreeWithTheRegistry(t *testing.T) { eachDoor(t, testFiguresAgreeWithTheRegistry) }
+
+func testFiguresAgreeWithTheRegistry(t *testing.T) {
+	door := os.Getenv("BUILDKITD_LAZY_MOUNT")
 	reg := startRegistry(t, registry.Options{})
 	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	reg.Log.Reset()
 	addr := freePort(t)
-	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Args: []string{"--debugaddr", addr}, Env: throughTheKernel})
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Args: []string{"--debugaddr", addr}})
 	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/2 /big/9\n"})
 	wantContains(t, "output", res.Output(), digest.FromString(noise(9, 1<<20)).Encoded())
 
@@ -125,7 +126,7 @@ func TestFiguresAgreeWithTheRegistry(t *testing.T) {
 			t.Errorf("2 of 16 MiB were read, the layer is %+v", l)
 		}
 	}
-	if page.Door != "erofs" || page.Totals.Mounted != 2 || page.Totals.Fetched != sum || page.Totals.Misses != misses {
+	if page.Door != door || page.Totals.Mounted != 2 || page.Totals.Fetched != sum || page.Totals.Misses != misses {
 		t.Errorf("totals %+v by %s, layers %+v", page.Totals, page.Door, page.Layers)
 	}
 	wantContains(t, "/debug/lazy", debugPage(t, addr, "/debug/lazy"), "door", "2 mounted", layers[0].String(), layers[1].String(), reg.Host)
@@ -133,7 +134,7 @@ func TestFiguresAgreeWithTheRegistry(t *testing.T) {
 	m := metrics(t, debugPage(t, addr, "/metrics"))
 	for name, want := range map[string]float64{
 		"buildkitd_lazy_fetched_bytes_total": float64(sum), "buildkitd_lazy_demand_misses_total": float64(misses),
-		"buildkitd_lazy_wait_seconds_count": float64(misses), `buildkitd_lazy_mounted_layers{door="erofs"}`: 2,
+		"buildkitd_lazy_wait_seconds_count": float64(misses), `buildkitd_lazy_mounted_layers{door="` + door + `"}`: 2,
 		"buildkitd_lazy_retries_total": 0, "buildkitd_lazy_verification_failures_total": 0, `buildkitd_lazy_queue_bytes{priority="demand"}`: 0,
 	} {
 		if got, ok := m[name]; !ok || got != want {
@@ -202,7 +203,9 @@ func traceOf(t *testing.T, d *daemon.Daemon) map[string]int {
 
 // TestASlowReadIsShown has a registry that stops answering in the middle of a step, and in the middle of a COPY: who looks
 // at the build learns what it waits for.
-func TestASlowReadIsShown(t *testing.T) {
+func TestASlowReadIsShown(t *testing.T) { eachDoor(t, testASlowReadIsShown) }
+
+func testASlowReadIsShown(t *testing.T) {
 	const trouble = 7 * time.Second
 	for name, c := range map[string]struct {
 		kind  registry.Kind
@@ -224,11 +227,10 @@ func TestASlowReadIsShown(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			reg := startRegistry(t, registry.Options{})
 			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 			top := layerDigests(t, img)[1]
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: throughTheKernel})
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
 			fill := func(s string) string {
 				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1"), "{host}", reg.Host).Replace(s)
 			}

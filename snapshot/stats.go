@@ -103,20 +103,12 @@ type trouble struct {
 }
 
 // Stats returns how far the layers have come. It looks at every chunk of them: for people and scrapers.
-func (s *Snapshotter) Stats() Stats {
-	if e, ok := s.door.(*engine); ok {
-		return e.stats()
-	}
-	return Stats{}
-}
+func (s *Snapshotter) Stats() Stats { return s.door.stats() }
 
 // Summary returns what Stats does of all layers. It is quick.
 func (s *Snapshotter) Summary() Summary {
-	if e, ok := s.door.(*engine); ok {
-		sum, _ := e.summary()
-		return sum
-	}
-	return Summary{}
+	sum, _ := s.door.summary()
+	return sum
 }
 
 func (e *engine) stats() Stats {

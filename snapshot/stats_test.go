@@ -50,12 +50,14 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 
 // TestStatsAgreeWithTheRegistry has a read wait for a registry that is broken for a while, and looks at all that is told
 // of it.
-func TestStatsAgreeWithTheRegistry(t *testing.T) {
+func TestStatsAgreeWithTheRegistry(t *testing.T) { eachDoor(t, testStatsAgreeWithTheRegistry) }
+
+func testStatsAgreeWithTheRegistry(t *testing.T, door string) {
 	data := random(1 << 20)
 	l := layerOf(t, map[string][]byte{"file": data})
 	c := &counting{blobs: map[string][]byte{l.digest.String(): l.blob}}
 	reg := newRegistry(t, c.ServeHTTP, l)
-	opt := reg.options()
+	opt := reg.options(door)
 	opt.Fill.SlowAfter = 50 * time.Millisecond
 	var mu sync.Mutex
 	var misses []fill.Miss
@@ -84,7 +86,7 @@ func TestStatsAgreeWithTheRegistry(t *testing.T) {
 		},
 	}
 	s, root := newSnapshotter(t, opt)
-	if st := s.Stats(); st.Door != testDoor() || len(st.Layers) != 0 || st.Totals != (Totals{}) {
+	if st := s.Stats(); st.Door != door || len(st.Layers) != 0 || st.Totals != (Totals{}) {
 		t.Errorf("at first %+v", st)
 	}
 	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
@@ -171,7 +173,9 @@ func lowerOf(t *testing.T, mounts []mount.Mount) string {
 }
 
 // TestCorruptionIsCounted spoils a chunk for good, and then a table of contents.
-func TestCorruptionIsCounted(t *testing.T) {
+func TestCorruptionIsCounted(t *testing.T) { eachDoor(t, testCorruptionIsCounted) }
+
+func testCorruptionIsCounted(t *testing.T, door string) {
 	l := layerOf(t, map[string][]byte{"file": random(1 << 20)})
 	reg := newRegistry(t, nil, l)
 	bad := bytes.Clone(l.blob)
@@ -179,7 +183,7 @@ func TestCorruptionIsCounted(t *testing.T) {
 		bad[i] ^= 0xff
 	}
 	reg.blobs[l.digest.String()] = bad
-	s, root := newSnapshotter(t, reg.options())
+	s, root := newSnapshotter(t, reg.options(door))
 	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
 		t.Fatalf("Prepare: %v", err)
 	}
@@ -202,10 +206,12 @@ func TestCorruptionIsCounted(t *testing.T) {
 }
 
 // TestOpeningIsASpanOfTheBuild opens a layer in a trace, and one in none.
-func TestOpeningIsASpanOfTheBuild(t *testing.T) {
+func TestOpeningIsASpanOfTheBuild(t *testing.T) { eachDoor(t, testOpeningIsASpanOfTheBuild) }
+
+func testOpeningIsASpanOfTheBuild(t *testing.T, door string) {
 	a, b := layerOf(t, map[string][]byte{"file": []byte("a")}), layerOf(t, map[string][]byte{"file": []byte("b")})
 	reg := newRegistry(t, nil, a, b)
-	s, _ := newSnapshotter(t, reg.options())
+	s, _ := newSnapshotter(t, reg.options(door))
 	spans := tracetest.NewSpanRecorder()
 	ctx, build := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans)).Tracer("").Start(t.Context(), "build")
 	if _, err := s.Prepare(ctx, "key", "", snapshots.WithLabels(reg.labels("a", a))); !cerrdefs.IsAlreadyExists(err) {

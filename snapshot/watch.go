@@ -42,10 +42,7 @@ type SlowRead struct {
 // LayerAt returns the digest of the lazy layer that is mounted at dir. One that is relative is in the directory of the
 // snapshots: so they are called in the options of an overlay of many.
 func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
-	e, ok := s.door.(*engine)
-	if !ok {
-		return "", false
-	}
+	e := s.door
 	if !filepath.IsAbs(dir) {
 		dir = filepath.Join(filepath.Dir(e.root), "snapshotter", "snapshots", dir)
 	}

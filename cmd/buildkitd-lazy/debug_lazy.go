@@ -50,7 +50,7 @@ func (d *debugServer) serveLazy(w http.ResponseWriter, r *http.Request) {
 func writeLazy(to io.Writer, st snapshot.Stats) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	if st.Door == "" {
-		fmt.Fprintln(w, "no figures of lazy layers: there are none, or their door keeps none")
+		fmt.Fprintln(w, "no figures: base images are pulled eagerly")
 		return w.Flush()
 	}
 	t := st.Totals
