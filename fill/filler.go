@@ -42,8 +42,25 @@ type LayerOptions struct {
 	// Name is what errors call the layer, e.g. its digest.
 	Name string
 	// Slow, if not nil, is told of a read that has waited for SchedulerOptions.SlowAfter and still
-	// does, with a path of the file that it waits for. Called concurrently.
-	Slow func(file string, waited time.Duration)
+	// does, with a path of the file that it waits for. It returns what is called when the wait is over, if
+	// that isn't nil. Called concurrently.
+	Slow func(file string, waited time.Duration) (over func())
+	// Missed, if not nil, is told of every Fill that has waited, when that is over. Called concurrently.
+	Missed func(Miss)
+	// Corrupt, if not nil, is told of every frame that failed verification. It must not block, and must not call the
+	// Filler or its Scheduler.
+	Corrupt func()
+}
+
+// Miss is a Fill that had to wait for bytes.
+type Miss struct {
+	// Off and Bytes are the range of the data space that was asked for.
+	Off, Bytes int64
+	// Start and Waited say when it was and how long it took.
+	Start  time.Time
+	Waited time.Duration
+	// Err is what Fill returned.
+	Err error
 }
 
 var errClosedFiller = errors.New("layer is closed")
@@ -139,7 +156,7 @@ func (f *Filler) Fill(ctx context.Context, off, n int64) error {
 	first, end := f.layer.ChunksOf(off, n)
 	for c := first; c < end; c++ {
 		if !f.sink.Have(c) || !f.touched.has(int(f.layer.Chunks[c].Frame)) {
-			return f.miss(ctx, first, end)
+			return f.miss(ctx, Miss{Off: off, Bytes: n}, first, end)
 		}
 	}
 	f.count.hits.Add(1)
@@ -147,7 +164,7 @@ func (f *Filler) Fill(ctx context.Context, off, n int64) error {
 }
 
 // miss asks for the chunks from first up to end and waits for them.
-func (f *Filler) miss(ctx context.Context, first, end int) error {
+func (f *Filler) miss(ctx context.Context, m Miss, first, end int) error {
 	for c := first; c < end && f.doubts != nil; c++ {
 		if !f.sink.Have(c) && f.doubt.has(int(f.layer.Chunks[c].Frame)) {
 			f.doubts.Verify(c) // if it is wrong, it's missing
@@ -162,17 +179,20 @@ func (f *Filler) miss(ctx context.Context, first, end int) error {
 		return nil
 	}
 	f.count.misses.Add(1)
-	start := time.Now()
-	err = f.wait(ctx, flights, start)
-	waited := time.Since(start)
-	f.count.waited.Add(int64(waited))
+	m.Start = time.Now()
+	m.Err = f.wait(ctx, flights, m.Start)
+	m.Waited = time.Since(m.Start)
+	f.count.waited.Add(int64(m.Waited))
 	if f.s.opt.Waited != nil {
-		f.s.opt.Waited(waited)
+		f.s.opt.Waited(m.Waited)
 	}
-	if err != nil && context.Cause(ctx) == nil {
+	if m.Err != nil && context.Cause(ctx) == nil {
 		f.count.errors.Add(1)
 	}
-	return err
+	if f.opt.Missed != nil {
+		f.opt.Missed(m)
+	}
+	return m.Err
 }
 
 // wait waits for all flights, or for the first that fails.
@@ -193,7 +213,9 @@ func (f *Filler) wait(ctx context.Context, flights []*flight, start time.Time) e
 				landed = true
 			case <-slow:
 				slow = nil
-				f.opt.Slow(f.fileOf(int(f.layer.Frames[fl.frame].FirstChunk)), time.Since(start))
+				if over := f.opt.Slow(f.fileOf(int(f.layer.Frames[fl.frame].FirstChunk)), time.Since(start)); over != nil {
+					defer over()
+				}
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}

@@ -176,14 +176,14 @@ func (s *Scheduler) decoded(fl *flight, err, lost error) {
 	case ok && f.closed:
 		f.land(fl, errClosedFiller)
 	case ok && !fl.again:
-		f.count.corrupt.Add(1)
+		f.corrupted()
 		f.count.retries.Add(1)
 		fl.again = true
 		fl.in, fl.req = nil, nil
 		s.held -= fl.size()
 		s.enqueue(fl)
 	case ok:
-		f.count.corrupt.Add(1)
+		f.corrupted()
 		f.land(fl, bad)
 	default:
 		f.land(fl, fmt.Errorf("store: %w", err))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
@@ -32,6 +33,8 @@ type engine struct {
 	end  context.CancelCauseFunc
 	wg   sync.WaitGroup // of openings
 	stop func() error
+
+	totals totals
 
 	mu     sync.Mutex
 	closed bool
@@ -213,7 +216,7 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 	s := e.layers[key]
 	if s == nil {
 		s = &served{key: key, engine: e, ready: make(chan struct{}), gone: make(chan struct{})}
-		ctx, cancel := context.WithCancelCause(e.ctx)
+		ctx, cancel := context.WithCancelCause(trace.ContextWithSpan(e.ctx, trace.SpanFromContext(ctx)))
 		s.cancel = cancel
 		e.layers[key] = s
 		s.readFrom(src) // before it is opened
@@ -227,7 +230,9 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 
 // open opens a layer for all who wait for it.
 func (e *engine) open(ctx context.Context, s *served) {
-	s.err = s.open(ctx)
+	opening, end := s.spanOpen(ctx)
+	s.err = s.open(opening)
+	end(s.err)
 	close(s.ready)
 	if s.err == nil {
 		e.wg.Go(func() {

@@ -87,14 +87,14 @@ func wantFile(t *testing.T, dir, name string, want []byte) {
 	}
 }
 
-// counting is a registry's handler that counts requests, and has them answered by the registry until it's told not to.
-type counting struct {
+// requestCounter is a registry's handler that counts requests, and has them answered by the registry until it's told not to.
+type requestCounter struct {
 	n    atomic.Int64
 	gone atomic.Bool
 }
 
-func countRequests(reg *registry) *counting {
-	c := &counting{}
+func countRequests(reg *registry) *requestCounter {
+	c := &requestCounter{}
 	next := reg.Config.Handler
 	reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		c.n.Add(1)

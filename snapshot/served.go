@@ -45,6 +45,8 @@ type served struct {
 	blobMu sync.Mutex
 	blob   *blob.Reader // of the repository named last
 
+	counts counts
+
 	// Guarded by engine.mu.
 	refs  int         // 0: it is being closed
 	ahead *time.Timer // ends the reference of openAhead
@@ -70,12 +72,7 @@ func (s *served) readFrom(src layerSource) {
 		s.blob.SetHosts(hosts)
 		return
 	}
-	opt := e.opt.Blob
-	if told := opt.Fetched; told != nil {
-		// Who waits for how long isn't the request's to say: see Fill.
-		opt.Fetched = func(dgst digest.Digest, n int64, _ time.Duration) { told(dgst, n, 0) }
-	}
-	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, opt)
+	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, s.watchBlob(e.opt.Blob))
 }
 
 func (s *served) reader() *blob.Reader {
@@ -86,12 +83,16 @@ func (s *served) reader() *blob.Reader {
 
 // Fetch implements fill.Fetcher.
 func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+	body, err := s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+	s.from(body)
+	return body, err
 }
 
 // Refetch implements fill.Refetcher: what was kept may be what is corrupt.
 func (s *served) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return s.reader().Refetch(ctx, off, n)
+	body, err := s.reader().Refetch(ctx, off, n)
+	s.from(body)
+	return body, err
 }
 
 // Fill implements what doors ask for: the n bytes at off of the data space.
@@ -100,6 +101,9 @@ func (s *served) Fill(ctx context.Context, off, n int64) error {
 	err := s.filler.Fill(ctx, off, n)
 	if told := s.engine.opt.Blob.Fetched; told != nil {
 		told(s.key.Blob, 0, time.Since(start))
+	}
+	if err == nil {
+		s.answered(n)
 	}
 	return err
 }
@@ -124,7 +128,7 @@ func (s *served) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.implied = impliedOf(model)
-	s.filler = e.sched.Open(model, s, s.held, fill.LayerOptions{Name: s.key.Blob.String()})
+	s.filler = e.sched.Open(model, s, s.held, s.watchFill(model))
 	if e.opt.Prefetch && parsed.Prefetch > 0 {
 		for _, c := range model.Chunks {
 			if model.Frames[c.Frame].Offset < parsed.Prefetch {

@@ -88,12 +88,15 @@ type instance struct {
 // CacheKey implements source.SourceInstance: BuildKit's key, and its descriptor
 // handlers with our snapshot labels.
 func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index int) (string, string, solver.CacheOpts, bool, error) {
+	ctx, end := i.spanResolve(ctx)
 	key, pin, opts, done, err := i.SourceInstance.CacheKey(ctx, jobCtx, index)
 	if err != nil {
+		end(nil, err)
 		return key, pin, opts, done, err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	defer func() { end(i.plan, nil) }()
 	if i.plan == nil {
 		p, err := i.newPlan(ctx, digest.Digest(pin), opts)
 		if err != nil {
@@ -105,7 +108,9 @@ func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index
 		}
 	}
 	if jobCtx != nil {
-		i.src.opt.Reporter.Use(session.AllSessionIDs(jobCtx.Session()), i.plan.base())
+		sessions := session.AllSessionIDs(jobCtx.Session())
+		i.src.opt.Reporter.Use(sessions, i.plan.base())
+		i.plan.follow(i.src.opt.Reporter, sessions)
 	}
 	return key, pin, opts, done, nil
 }

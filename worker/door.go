@@ -136,6 +136,7 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch},
 		Prefetch:     opt.Lazy.Prefetch && !tuned.NoPrefetch,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
+		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
 		Local:        opt.local,
