@@ -45,6 +45,7 @@ type served struct {
 
 	// Guarded by engine.mu.
 	refs  int
+	above []store.Key // the layers above in the image that was mounted last
 	ahead *time.Timer // ends the reference of openAhead
 }
 
