@@ -31,9 +31,10 @@ type body struct {
 	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
 	deadline time.Time     // when a read without a byte is given up
 
-	pause time.Duration // before the next round of attempts, 0 if a byte arrived since the last
-	after time.Duration // what a host asked for by Retry-After
-	last  error         // why there has to be another round
+	pause   time.Duration // before the next round of attempts, 0 if a byte arrived since the last
+	after   time.Duration // what a host asked for by Retry-After
+	hurried bool          // the last pause was cut short for the deadline
+	last    error         // why there has to be another round
 
 	attempt context.Context //nolint:containedctx // of rc; its cause tells why rc ended
 	rc      io.ReadCloser
@@ -70,7 +71,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if n > 0 {
 			b.off += int64(n)
 			wait := b.opening + time.Since(start)
-			b.opening, b.pause = 0, 0
+			b.opening, b.pause, b.hurried = 0, 0, false
 			if f := b.r.opt.Fetched; f != nil {
 				f(b.r.dgst, int64(n), wait)
 			}
@@ -167,20 +168,24 @@ func (b *body) open() error {
 }
 
 // rest waits before another round, longer from round to round as long as no byte
-// arrives; the first is for free. The error is the last round's if that would
-// outlast the deadline.
+// arrives; the first is for free. What would outlast the deadline is cut short, once. The error is the last round's
+// if there is no time for another, or a host has asked for more than there is.
 func (b *body) rest() error {
 	var wait time.Duration
 	if b.pause > 0 {
 		wait = b.pause + rand.N(b.pause)
 	}
-	wait = max(wait, b.after)
+	asked := b.after
+	wait = max(wait, asked)
 	b.pause, b.after = min(max(2*b.pause, firstPause), maxPause), 0
 	if wait == 0 {
 		return nil
 	}
-	if b.last != nil && time.Now().Add(wait).After(b.deadline) {
-		return b.last
+	if left := time.Until(b.deadline); b.last != nil && wait > left {
+		if asked > left || b.hurried {
+			return b.last
+		}
+		wait, b.hurried = max(left/2, asked), true
 	}
 	select {
 	case <-time.After(wait):

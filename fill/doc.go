@@ -27,16 +27,6 @@
 // for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go). Content steers
 // only what is fetched, and no further than guesses do: it has been verified, and is trusted no more for it.
 //
-// A [Readahead] is older. It stands between the FUSE door of stargz-snapshotter, which asks for one range of a
-// blob after another, and the requests that answer it. A range nobody expected is
-// asked for as it is. One which goes on where an earlier one ended is a sequential read: from then on
-// the bytes that follow are asked for before their reader comes, in windows that
-// double while they are used, so that the link is busy while the reader decodes
-// and no round trip is waited for. Several sequential reads of one blob are told
-// apart by where they stand. Nothing is asked for that a reader has asked for
-// before, since readers keep what they get, nor what is in a window: reads that
-// overtake each other or skip some of it are answered from there.
-//
-// Goroutines belong to the Scheduler, the Filler or the Readahead whose work they do: its Close cancels and waits for
+// Goroutines belong to the Scheduler or the Filler whose work they do: its Close cancels and waits for
 // them. All methods are safe for concurrent use.
 package fill

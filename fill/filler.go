@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"slices"
 	"sync"
@@ -11,6 +12,11 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
+
+// Fetcher reads a range of a blob. blob.Reader is one.
+type Fetcher interface {
+	Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
 
 // Sink is where the chunks of a layer are kept. Its methods are safe for concurrent use; no chunk is written by two
 // callers at the same time.

@@ -20,6 +20,9 @@ type link struct {
 	fail                func() error
 }
 
+// span is the range from off up to end.
+type span struct{ off, end int64 }
+
 // served is a blob at the other end of a link.
 type served struct {
 	*link

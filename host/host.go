@@ -97,30 +97,28 @@ func (r Report) Door(mount string) (door, reason string) {
 		return DoorOff, fmt.Sprintf("mount = %q is not a way to serve lazy layers (auto, erofs, fuse, off): layers are pulled and unpacked before they are used", mount)
 	}
 
-	needs := []string{FUSE, Overlayfs}
-	if mount == DoorEROFS {
-		needs = []string{EROFS, PreContent, Overlayfs}
-	}
-	var missing []string
-	for _, name := range needs {
-		if c := r.Check(name); !c.OK {
-			missing = append(missing, strings.TrimSuffix(name+": "+c.Detail, ": "))
+	missing := func(names ...string) string {
+		var list []string
+		for _, name := range names {
+			if c := r.Check(name); !c.OK {
+				list = append(list, strings.TrimSuffix(name+": "+c.Detail, ": "))
+			}
 		}
+		return strings.Join(list, "; ")
 	}
-	if len(missing) > 0 {
-		what := strings.Join(missing, "; ")
-		if mount == DoorEROFS || mount == DoorFUSE {
-			return DoorOff, fmt.Sprintf("%s: the daemon does not start, as mount = %q is configured", what, mount)
-		}
-		return DoorOff, what + ": layers are pulled and unpacked before they are used"
-	}
-
-	if mount == DoorEROFS {
+	noKernel, noFUSE := missing(EROFS, PreContent, Overlayfs), missing(FUSE, Overlayfs)
+	switch {
+	case mount != DoorFUSE && noKernel == "":
 		return DoorEROFS, "EROFS with pre-content events and overlayfs mounts work here"
+	case mount == DoorEROFS:
+		return DoorOff, fmt.Sprintf("%s: the daemon does not start, as mount = %q is configured", noKernel, mount)
+	case noFUSE == "" && mount == DoorFUSE:
+		return DoorFUSE, "FUSE and overlayfs mounts work here"
+	case noFUSE == "":
+		return DoorFUSE, "FUSE and overlayfs mounts work here; the kernel can't serve layers: " + missing(EROFS, PreContent)
+	case mount == DoorFUSE:
+		return DoorOff, fmt.Sprintf("%s: the daemon does not start, as mount = %q is configured", noFUSE, mount)
+	default:
+		return DoorOff, missing(EROFS, PreContent, FUSE, Overlayfs) + ": layers are pulled and unpacked before they are used"
 	}
-	reason = "FUSE and overlayfs mounts work here"
-	if r.Check(EROFS).OK && r.Check(PreContent).OK {
-		reason += `; EROFS with pre-content events does too, for mount = "erofs"`
-	}
-	return DoorFUSE, reason
 }

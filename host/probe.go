@@ -23,6 +23,10 @@ import (
 type Options struct {
 	StateDir string // the daemon's --root; "" means /var/lib/buildkit
 	Binary   string // the OCI runtime's name or path; "" means buildkit-runc, then runc
+
+	// FUSEDoor and EROFSDoor mount a lazy layer below dir by a door, read it, and leave nothing: the doors' own Probe. Their
+	// errors say in words what is missing. A door without one is not tried.
+	FUSEDoor, EROFSDoor func(dir string) error
 }
 
 // Probe tries what the host offers. It takes some milliseconds, and as long as the runtime and git take to print their
@@ -37,37 +41,33 @@ type prober struct {
 	cgroups string // where the cgroup hierarchy is mounted
 	fuseDev string // the FUSE device
 
-	uname      func() (release, arch string, err error)
-	euid       func() int
-	userns     func() bool
-	lookPath   func(string) (string, error)
-	version    func(ctx context.Context, binary string) (string, error) // what `binary --version` prints
-	statfs     func(path string) (unix.Statfs_t, error)
-	overlay    func(dir string) error         // mounts and unmounts an overlay below dir
-	fuse       func(device, dir string) error // mounts and unmounts a FUSE filesystem below dir
-	erofs      func(dir string) error         // mounts, reads and unmounts a file-backed EROFS below dir
-	preContent func(dir string) error         // marks a file below dir for pre-content events
-	mkdirTemp  func(dir, p string) (string, error)
+	uname     func() (release, arch string, err error)
+	euid      func() int
+	userns    func() bool
+	lookPath  func(string) (string, error)
+	version   func(ctx context.Context, binary string) (string, error) // what `binary --version` prints
+	statfs    func(path string) (unix.Statfs_t, error)
+	overlay   func(dir string) error // mounts and unmounts an overlay below dir
+	erofs     func(dir string) error // mounts, reads and unmounts a file-backed EROFS below dir
+	mkdirTemp func(dir, p string) (string, error)
 }
 
 const fuseDevice = "/dev/fuse"
 
 func machine() *prober {
 	return &prober{
-		proc:       "/proc",
-		cgroups:    "/sys/fs/cgroup",
-		fuseDev:    fuseDevice,
-		uname:      uname,
-		euid:       os.Geteuid,
-		userns:     userns.RunningInUserNS,
-		lookPath:   exec.LookPath,
-		version:    version,
-		statfs:     statfs,
-		overlay:    overlayutils.Supported,
-		fuse:       tryFUSE,
-		erofs:      tryEROFS,
-		preContent: tryPreContent,
-		mkdirTemp:  os.MkdirTemp,
+		proc:      "/proc",
+		cgroups:   "/sys/fs/cgroup",
+		fuseDev:   fuseDevice,
+		uname:     uname,
+		euid:      os.Geteuid,
+		userns:    userns.RunningInUserNS,
+		lookPath:  exec.LookPath,
+		version:   version,
+		statfs:    statfs,
+		overlay:   overlayutils.Supported,
+		erofs:     tryEROFS,
+		mkdirTemp: os.MkdirTemp,
 	}
 }
 
@@ -92,9 +92,9 @@ func (p *prober) probe(ctx context.Context, opt Options) Report {
 	add(state)
 	add(p.overlayfs(dir))
 	add(p.runtime(ctx, opt.Binary))
-	add(p.fuseDoor(dir))
-	add(p.erofsDoor(dir))
-	add(p.preContentEvents(dir))
+	add(p.fuseDoor(dir, opt.FUSEDoor))
+	add(p.erofsMount(dir))
+	add(p.preContentEvents(dir, opt.EROFSDoor))
 	add(p.cgroup())
 	add(p.git(ctx))
 	return r
@@ -201,24 +201,24 @@ func (p *prober) runtime(ctx context.Context, binary string) Check {
 	return c
 }
 
-func (p *prober) fuseDoor(dir string) Check {
-	c := Check{Name: FUSE, Fix: "modprobe fuse; in a container, run it privileged or with --device /dev/fuse and CAP_SYS_ADMIN"}
-	if dir == "" {
+func (p *prober) fuseDoor(dir string, try func(dir string) error) Check {
+	c := Check{Name: FUSE, Fix: "modprobe fuse; in a container, run it privileged or with --device /dev/fuse and CAP_SYS_ADMIN; without root, install fuse3"}
+	if dir == "" || try == nil {
 		return untried(c)
 	}
-	switch err := p.fuse(p.fuseDev, dir); {
-	case errors.Is(err, fs.ErrNotExist) && !exists(p.fuseDev):
-		c.Detail = p.fuseDev + " does not exist"
-	case err != nil:
+	if err := try(dir); err != nil {
 		c.Detail = scrub(err, dir)
-	default:
-		c.OK, c.Detail = true, p.fuseDev+" opened and mounted"
+		if !exists(p.fuseDev) {
+			c.Detail = p.fuseDev + " does not exist"
+		}
+		return c
 	}
+	c.OK, c.Detail = true, "a layer mounted by "+p.fuseDev+" was read"
 	return c
 }
 
-func (p *prober) erofsDoor(dir string) Check {
-	c := Check{Name: EROFS, Fix: "boot Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE (modprobe erofs), and keep the state directory on ext4, xfs or btrfs; only mount = 'erofs' needs it"}
+func (p *prober) erofsMount(dir string) Check {
+	c := Check{Name: EROFS, Fix: "boot Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE (modprobe erofs), and keep the state directory on ext4, xfs or btrfs; without it, layers are served over FUSE"}
 	if dir == "" {
 		return untried(c)
 	}
@@ -233,16 +233,16 @@ func (p *prober) erofsDoor(dir string) Check {
 	return c
 }
 
-func (p *prober) preContentEvents(dir string) Check {
-	c := Check{Name: PreContent, Fix: "boot Linux 6.14 or newer with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, as root outside of user namespaces, with the state directory on ext4, xfs or btrfs; only mount = 'erofs' needs it"}
-	if dir == "" {
+func (p *prober) preContentEvents(dir string, try func(dir string) error) Check {
+	c := Check{Name: PreContent, Fix: "boot Linux 6.14 or newer with CONFIG_FANOTIFY_ACCESS_PERMISSIONS, as root outside of user namespaces, with the state directory on ext4, xfs or btrfs; without them, layers are served over FUSE"}
+	if dir == "" || try == nil {
 		return untried(c)
 	}
-	if err := p.preContent(dir); err != nil {
+	if err := try(dir); err != nil {
 		c.Detail = scrub(err, dir)
 		return c
 	}
-	c.OK, c.Detail = true, "fanotify FAN_PRE_ACCESS mark works on the state directory's filesystem"
+	c.OK, c.Detail = true, "a read of an EROFS layer waited for its bytes"
 	return c
 }
 

@@ -69,7 +69,9 @@ func TestPrivateRegistry(t *testing.T) {
 }
 
 // TestTokenExpiresDuringRUN makes the registry forget its tokens between two reads of one step.
-func TestTokenExpiresDuringRUN(t *testing.T) {
+func TestTokenExpiresDuringRUN(t *testing.T) { eachDoor(t, testTokenExpiresDuringRUN) }
+
+func testTokenExpiresDuringRUN(t *testing.T) {
 	reg, env := privateRegistry(t, registry.Token)
 	push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})

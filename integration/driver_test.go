@@ -199,7 +199,7 @@ func TestDockerContainerDriver(t *testing.T) {
 	}
 	t.Setenv("DOCKER_HOST", e.host)
 	buildx := client.Buildx{Config: t.TempDir(), Builder: "lazy"}
-	config := writeFile(t, t.TempDir(), "buildkitd.toml", plainHTTP(reg)+"[lazy]\nmount = \"fuse\"\n")
+	config := writeFile(t, t.TempDir(), "buildkitd.toml", plainHTTP(reg))
 	create := []string{"create", "--name=lazy", "--driver=docker-container", "--buildkitd-config=" + config,
 		"--driver-opt=image=" + image + ",network=host"}
 	if _, err := buildx.Run(t.Context(), create...); err != nil {

@@ -41,7 +41,9 @@ RUN rm /new/hard && echo from the second step > /new/b
 
 // TestExportImageEStargz pushes an image built on a lazy base and looks at it with others' readers.
 // The base must not be downloaded in order to push.
-func TestExportImageEStargz(t *testing.T) {
+func TestExportImageEStargz(t *testing.T) { eachDoor(t, testExportImageEStargz) }
+
+func testExportImageEStargz(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	base, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	reg.Log.Reset()
@@ -135,7 +137,9 @@ func TestExportSameRepository(t *testing.T) {
 }
 
 // TestExportForceCompression converts a gzip base.
-func TestExportForceCompression(t *testing.T) {
+func TestExportForceCompression(t *testing.T) { eachDoor(t, testExportForceCompression) }
+
+func testExportForceCompression(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:gzip", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})

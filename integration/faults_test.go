@@ -134,7 +134,9 @@ func replaceTOC(t *testing.T, blob, toc []byte) []byte {
 
 // TestCorruptTOCIsPulledEagerly has layers whose TOC cannot be read while their content is fine: the layer is pulled,
 // the user is told why, the build succeeds.
-func TestCorruptTOCIsPulledEagerly(t *testing.T) {
+func TestCorruptTOCIsPulledEagerly(t *testing.T) { eachDoor(t, testCorruptTOCIsPulledEagerly) }
+
+func testCorruptTOCIsPulledEagerly(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, blob []byte, ann map[string]string) []byte{
 		"no JSON": func(t *testing.T, blob []byte, ann map[string]string) []byte {
 			toc := []byte("this is not JSON")
@@ -177,6 +179,10 @@ func TestCorruptTOCIsPulledEagerly(t *testing.T) {
 
 // TestTOCDigestMismatchFailsTheBuild has a manifest that promises another TOC than the layer carries: nothing of it is used.
 func TestTOCDigestMismatchFailsTheBuild(t *testing.T) {
+	eachDoor(t, testTOCDigestMismatchFailsTheBuild)
+}
+
+func testTOCDigestMismatchFailsTheBuild(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	var want, got digest.Digest
 	img := withTopLayer(t, reg, "bad:1", func(blob []byte, ann map[string]string) []byte {
@@ -214,7 +220,9 @@ func TestRegistryIgnoresRanges(t *testing.T) {
 }
 
 // TestTransientFaults are faults that pass: the build must not notice.
-func TestTransientFaults(t *testing.T) {
+func TestTransientFaults(t *testing.T) { eachDoor(t, testTransientFaults) }
+
+func testTransientFaults(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		fault registry.Fault
@@ -248,7 +256,9 @@ func TestTransientFaults(t *testing.T) {
 }
 
 // TestCorruptBytesNeverReachAStep corrupts a chunk on its way: for good, then only once.
-func TestCorruptBytesNeverReachAStep(t *testing.T) {
+func TestCorruptBytesNeverReachAStep(t *testing.T) { eachDoor(t, testCorruptBytesNeverReachAStep) }
+
+func testCorruptBytesNeverReachAStep(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
 	top := layerDigests(t, img)[1]
@@ -300,7 +310,9 @@ func TestRegistryGoneBeforeBuild(t *testing.T) {
 
 // TestRegistryGoneDuringRUN loses the registry while a step reads: the step fails in bounded time, the user is told what
 // is missing, and when the registry is back the build works.
-func TestRegistryGoneDuringRUN(t *testing.T) {
+func TestRegistryGoneDuringRUN(t *testing.T) { eachDoor(t, testRegistryGoneDuringRUN) }
+
+func testRegistryGoneDuringRUN(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"3s\"\n"})

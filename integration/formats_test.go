@@ -145,7 +145,9 @@ func wantSameTree(t *testing.T, got, want map[string]string) {
 // TestLazyTreeIsTheEagerTree compares what a step sees of lazy layers, in every mixture of formats, with what it sees
 // when stock BuildKit has unpacked the same tar files: types, modes, owners, times, links, devices,
 // attributes, contents.
-func TestLazyTreeIsTheEagerTree(t *testing.T) {
+func TestLazyTreeIsTheEagerTree(t *testing.T) { eachDoor(t, testLazyTreeIsTheEagerTree) }
+
+func testLazyTreeIsTheEagerTree(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	im := strange(t)
 	push(t, reg, "strange:gzip", im, baseimage.Gzip)
@@ -167,19 +169,23 @@ func TestLazyTreeIsTheEagerTree(t *testing.T) {
 		name    string
 		formats []baseimage.Format
 		lazy    int
-		config  string
+		flag    string
 	}{
 		{"all lazy", []baseimage.Format{e, e, e, e, e}, 5, ""},
 		{"lazy above gzip", []baseimage.Format{g, e, e, e, e}, 4, ""},
 		{"gzip above lazy", []baseimage.Format{e, e, g, g, g}, 2, ""},
 		{"every other", []baseimage.Format{e, z, e, g, e}, 3, ""},
 		{"zstd", []baseimage.Format{z, z, z, z, z}, 0, ""},
-		{"lazy but off", []baseimage.Format{e, e, e, e, e}, 0, "[lazy]\nmount = \"off\"\n"},
+		{"lazy but off", []baseimage.Format{e, e, e, e, e}, 0, "--lazy-mount=off"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tag := "strange:" + strings.ReplaceAll(c.name, " ", "-")
 			push(t, reg, tag, im, c.formats...)
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + c.config})
+			opt := daemon.Options{Config: plainHTTP(reg)}
+			if c.flag != "" {
+				opt.Args = append(opt.Args, c.flag)
+			}
+			d := startDaemon(t, opt)
 			wantSameTree(t, tree(t, d, reg.Ref(tag)), want)
 			// A second image of the same daemon finds its layers there.
 			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(tag) + "\nRUN echo again\n"})
@@ -192,7 +198,9 @@ func TestLazyTreeIsTheEagerTree(t *testing.T) {
 
 // TestImplicitParents has layers whose tar files leave out parent directories: those of lower
 // layers keep their mode and owner.
-func TestImplicitParents(t *testing.T) {
+func TestImplicitParents(t *testing.T) { eachDoor(t, testImplicitParents) }
+
+func testImplicitParents(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "implicit:1", busybox(t,
 		layer(t, "lower", baseimage.Dir("p").Mode(0o1777).Owner(5, 6), baseimage.Dir("p/q").Mode(0o700).Owner(7, 8)),
@@ -204,7 +212,9 @@ func TestImplicitParents(t *testing.T) {
 }
 
 // TestFileCapabilityWorks uses a file capability that comes from a lazy layer, and a hardlink's identity.
-func TestFileCapabilityWorks(t *testing.T) {
+func TestFileCapabilityWorks(t *testing.T) { eachDoor(t, testFileCapabilityWorks) }
+
+func testFileCapabilityWorks(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	bb, err := os.ReadFile("/bin/busybox")
 	if err != nil {
@@ -323,7 +333,9 @@ func TestOCILayoutContext(t *testing.T) {
 }
 
 // TestManyLayers has more layers than a label can name.
-func TestManyLayers(t *testing.T) {
+func TestManyLayers(t *testing.T) { eachDoor(t, testManyLayers) }
+
+func testManyLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	var layers []baseimage.Layer
 	for i := range 60 {
@@ -339,7 +351,9 @@ func TestManyLayers(t *testing.T) {
 }
 
 // TestSharedLayers builds on two images that share layers: they are fetched once.
-func TestSharedLayers(t *testing.T) {
+func TestSharedLayers(t *testing.T) { eachDoor(t, testSharedLayers) }
+
+func testSharedLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	big := bigLayer(t, 8<<20)
 	img, _ := push(t, reg, "one:1", busybox(t, big), baseimage.EStargz)

@@ -76,6 +76,23 @@ func missing() error {
 	return errors.Join(errs...)
 }
 
+// eachDoor runs a test with the kernel door, where this host has it, and with FUSE.
+func eachDoor(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	for _, door := range []string{"erofs", "fuse"} {
+		t.Run(door, func(t *testing.T) {
+			t.Setenv("BUILDKITD_LAZY_MOUNT", door) // the daemon's environment is ours
+			if _, stderr, status := run(t, nil, "check"); status != 0 {
+				if door == "fuse" {
+					t.Fatal(stderr)
+				}
+				t.Skip(stderr)
+			}
+			test(t)
+		})
+	}
+}
+
 // startRegistry serves an empty registry until the test ends.
 func startRegistry(t *testing.T, opt registry.Options) *registry.Registry {
 	t.Helper()

@@ -34,6 +34,11 @@ mount -t tmpfs none "$dir/dev"
 mknod "$dir/dev/fuse" c 10 229
 chmod "$mode" "$dir/dev/fuse"
 mount --bind "$dir/dev/fuse" /dev/fuse
+# The program may be where the user can't get at it.
+cp "$1" "$dir/$(basename "$1")"
+program=$dir/$(basename "$1")
+shift
+set -- "$program" "$@"
 # The daemon's files are the user's. --root is below the directory that holds them.
 state=$(printf '%s\n' "$@" | grep -A1 -xF -e --root | tail -n1)
 chown -R 4242:4242 "$dir/home" "$dir/run" "$dir/tmp" "$(dirname "$state")"

@@ -8,7 +8,8 @@
 // remote snapshotters define it. When that fails, Prepare makes nothing and returns
 // a [MountError], and the caller pulls the layer.
 //
-// The door, i.e. the file system that readers see, is stargz-snapshotter's over
-// FUSE; the bytes it asks for come from package blob. Mounts end with Close; what
-// a killed daemon left behind is unmounted by the next New.
+// One engine serves all layers. A layer is opened once, from its table of contents or from the store of an earlier use,
+// and mounted by a door, package mount/erofs or mount/fuse, in the engine's own directory; a snapshot of it is a bind
+// mount. What readers miss, package fill fetches through package blob, and package store keeps. Mounts end with Close;
+// what a killed daemon left behind is unmounted by the next New.
 package snapshot

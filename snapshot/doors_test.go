@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"os"
-	"regexp"
 	"testing"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
@@ -15,16 +14,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// mountsPerLayer is how many mounts a layer of one snapshot makes: the door's, and a bind mount where that is our own.
-func mountsPerLayer() int {
-	if testDoor() == "" {
-		return 1
+// eachDoor runs a test with every door that this host has; FUSE it must have.
+func eachDoor(t *testing.T, test func(t *testing.T, door string)) {
+	t.Helper()
+	for _, door := range []string{DoorEROFS, DoorFUSE} {
+		t.Run(door, func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Fatal("this test mounts file systems: run it as root")
+			}
+			if err := Supported(t.TempDir(), door); err != nil {
+				if door == DoorFUSE {
+					t.Fatal(err)
+				}
+				t.Skip(err)
+			}
+			test(t, door)
+		})
 	}
-	return 2
 }
 
-// fileAndChunk matches an error that says which chunk of which file is corrupt.
-var fileAndChunk = regexp.MustCompile(`read /?file(: chunk at 0: | \(layer sha256:[0-9a-f]{64}\): chunk 0: )`)
-
-// testDoor is the door of the tests.
-func testDoor() string { return os.Getenv("TEST_DOOR") }
+// mountsPerLayer is how many mounts a layer of one snapshot makes: the door's, and a bind mount of that.
+const mountsPerLayer = 2

@@ -58,6 +58,9 @@ var (
 	errNobodyMounted = errors.New("nobody mounted the layer")
 )
 
+// DefaultMountTimeout is the default of Options.MountTimeout: what stargz-snapshotter gives a layer.
+const DefaultMountTimeout = 30 * time.Second
+
 // aheadFor is how long a layer that was opened because the one below it was mounted waits for its own
 // mount.
 const aheadFor = time.Minute
@@ -78,15 +81,13 @@ func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) 
 			err = errors.Join(err, e.door.Close())
 		}
 	}()
-	// What mounts of a former daemon were on.
+	// What mounts of a former daemon were on. One that can't be removed is not in the way: new ones have names of their own.
 	left, err := os.ReadDir(e.root)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range left {
-		if err := os.Remove(filepath.Join(e.root, d.Name())); err != nil {
-			return nil, fmt.Errorf("remove the mount point of an earlier process: %w", err)
-		}
+		_ = os.Remove(filepath.Join(e.root, d.Name()))
 	}
 	if opt.Door == DoorEROFS {
 		opt.Store.OpenData = erofs.OpenData
@@ -98,6 +99,10 @@ func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) 
 	e.stop = sync.OnceValue(e.close)
 	return e, nil
 }
+
+// failureKey is where Snapshotter.Prepare wants to find Mount's error, which
+// stargz-snapshotter logs and drops.
+type failureKey struct{}
 
 // Mount implements stargz.FileSystem.
 func (e *engine) Mount(ctx context.Context, mountpoint string, labels map[string]string) error {
@@ -113,21 +118,21 @@ func (e *engine) mount(ctx context.Context, mountpoint string, labels map[string
 	if err != nil {
 		return err
 	}
-	if e.opt.MountTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, e.opt.MountTimeout,
-			fmt.Errorf("no table of contents within %s", e.opt.MountTimeout))
-		defer cancel()
+	timeout := e.opt.MountTimeout
+	if timeout <= 0 {
+		timeout = DefaultMountTimeout
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no table of contents within %s", timeout))
+	defer cancel()
 	toc, err := digest.Parse(labels[estargz.TOCJSONDigestAnnotation])
 	if err != nil {
 		return fmt.Errorf("label %s: %w", estargz.TOCJSONDigestAnnotation, err)
 	}
-	s, err := e.acquire(src, store.Key{Blob: src.digest, TOC: toc})
+	s, err := e.acquire(ctx, src, store.Key{Blob: src.digest, TOC: toc})
 	if err != nil {
 		return err
 	}
-	e.openAhead(src)
+	e.openAhead(ctx, src)
 	select {
 	case <-s.ready:
 		err = s.err
@@ -141,17 +146,23 @@ func (e *engine) mount(ctx context.Context, mountpoint string, labels map[string
 		return errors.Join(explainOpening(src.digest, err), e.release(s))
 	}
 	e.mu.Lock()
-	e.mounts[mountpoint] = s
+	closed := e.closed
+	if !closed {
+		e.mounts[mountpoint] = s
+	}
 	e.mu.Unlock()
+	if closed {
+		return errors.Join(errEngineClosed, unix.Unmount(mountpoint, unix.MNT_DETACH), e.release(s))
+	}
 	return nil
 }
 
 // openAhead opens the layers above, so that their tables of contents come at the same time as this one's.
-func (e *engine) openAhead(src layerSource) {
+func (e *engine) openAhead(ctx context.Context, src layerSource) {
 	for _, above := range src.above {
-		s, err := e.acquire(src.of(above.Blob), above)
+		s, err := e.acquire(ctx, src.of(above.Blob), above)
 		if err != nil {
-			return // closed
+			return // closed, or nobody waits any more
 		}
 		timer := time.AfterFunc(aheadFor, func() { _ = e.releaseAhead(s) })
 		e.mu.Lock()
@@ -180,21 +191,30 @@ func (e *engine) releaseAhead(s *served) error {
 }
 
 // acquire returns a layer, which is being opened or is open, and which the caller releases. It reads where src says
-// from now on.
-func (e *engine) acquire(src layerSource, key store.Key) (*served, error) {
+// from now on. A layer that is being closed is waited for: two of it would have the same files.
+func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*served, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for e.layers[key] != nil && e.layers[key].refs == 0 {
+		gone := e.layers[key].gone
+		e.mu.Unlock()
+		select {
+		case <-gone:
+		case <-ctx.Done():
+		}
+		e.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
 	if e.closed {
 		return nil, errEngineClosed
 	}
 	s := e.layers[key]
 	if s == nil {
-		s = &served{
-			key: key, engine: e, ready: make(chan struct{}),
-			target: filepath.Join(e.root, key.Blob.Encoded()[:16]+"-"+key.TOC.Encoded()[:16]),
-		}
-		var ctx context.Context
-		ctx, s.cancel = context.WithCancelCause(e.ctx)
+		s = &served{key: key, engine: e, ready: make(chan struct{}), gone: make(chan struct{})}
+		ctx, cancel := context.WithCancelCause(e.ctx)
+		s.cancel = cancel
 		e.layers[key] = s
 		s.readFrom(src) // before it is opened
 		e.wg.Go(func() { e.open(ctx, s) })
@@ -255,25 +275,29 @@ func (e *engine) release(s *served) error {
 	e.mu.Lock()
 	s.refs--
 	last := s.refs == 0
-	if last && e.layers[s.key] == s {
-		delete(e.layers, s.key)
-	}
 	e.mu.Unlock()
 	if !last {
 		return nil
 	}
 	s.cancel(errNobodyMounted)
-	if <-s.ready; s.err != nil {
-		return nil // nothing of it is left
+	<-s.ready
+	var err error
+	if s.err == nil { // else nothing of it is left
+		err = s.close()
+		if e.opt.Unmounted != nil {
+			e.opt.Unmounted(s.key.Blob)
+		}
 	}
-	err := s.close()
-	if e.opt.Unmounted != nil {
-		e.opt.Unmounted(s.key.Blob)
+	e.mu.Lock()
+	if e.layers[s.key] == s {
+		delete(e.layers, s.key)
 	}
+	e.mu.Unlock()
+	close(s.gone)
 	return err
 }
 
-// impliedBy implements fileSystem.
+// impliedBy returns the directories which the mounted layer with that table of contents leaves out.
 func (e *engine) impliedBy(toc digest.Digest) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -319,7 +343,7 @@ func (e *engine) denied(target string, err error) {
 	e.mu.Lock()
 	var s *served
 	for _, l := range e.layers {
-		if l.target == target {
+		if l.opened() && l.target == target {
 			s = l
 		}
 	}
@@ -354,6 +378,9 @@ func (e *engine) close() error {
 	e.mu.Unlock()
 	for _, s := range rest {
 		errs = append(errs, e.releaseAhead(s))
+	}
+	for _, s := range rest {
+		<-s.gone // all users are gone by now, or about to be
 	}
 	errs = append(errs, e.sched.Close(), e.door.Close(), e.store.Close())
 	return errors.Join(slices.DeleteFunc(errs, func(err error) bool { return err == nil })...)

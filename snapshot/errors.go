@@ -1,11 +1,8 @@
 package snapshot
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -45,30 +42,4 @@ type MismatchError struct {
 func (e *MismatchError) Error() string {
 	return fmt.Sprintf("layer %s: TOC digest mismatch: the manifest says %s, the layer carries %s; refusing to use the layer",
 		e.Layer, e.Want, e.Got)
-}
-
-// stargzMismatch is how stargz-snapshotter v0.19 words a TOC that isn't the one
-// asked for (fs/reader, VerifiableReader.VerifyTOC); it has no type for it.
-var stargzMismatch = regexp.MustCompile(`invalid TOC JSON "([a-z0-9:]+)"; want "([a-z0-9:]+)"`)
-
-// stargzWrapping is what stargz-snapshotter puts around the reason why it can't
-// open a layer, which its users know the name of.
-var stargzWrapping = regexp.MustCompile(`(?s)^failed to resolve layer: failed to resolve layer "[^"]*" from "[^"]*": (.*): failed to resolve target$`)
-
-// explain turns the file system's error into one for users. read is the last read
-// that failed meanwhile, which the file system doesn't pass on.
-func explain(ctx context.Context, dgst digest.Digest, err, read error) error {
-	if m := stargzMismatch.FindStringSubmatch(err.Error()); m != nil {
-		return &MismatchError{Layer: dgst, Got: digest.Digest(m[1]), Want: digest.Digest(m[2])}
-	}
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	if read != nil {
-		return read
-	}
-	if m := stargzWrapping.FindStringSubmatch(err.Error()); m != nil {
-		return errors.New(strings.ReplaceAll(m[1], "\n", "; "))
-	}
-	return err
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/stargz-snapshotter/estargz"
-	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 
@@ -131,15 +130,12 @@ func (r *registry) labels(target string, l testLayer) map[string]string {
 	}
 }
 
-// options reads from the registry by its name, in small chunks.
-func (r *registry) options() Options {
+// options reads from the registry by its name.
+func (r *registry) options(door string) Options {
 	return Options{
+		Door: door,
 		Hosts: func(ref reference.Spec, _ []string) ([]docker.RegistryHost, error) {
 			return []docker.RegistryHost{{Client: r.Client(), Scheme: "http", Host: ref.Hostname(), Path: "/v2"}}, nil
-		},
-		Stargz: config.Config{
-			NoPrefetch: true, NoBackgroundFetch: true, NoPrometheus: true,
-			BlobConfig: config.BlobConfig{ChunkSize: 64 << 10},
 		},
 		Blob: blob.Options{Failed: func(_ digest.Digest, err error) {
 			r.mu.Lock()
@@ -156,7 +152,6 @@ func newSnapshotter(t *testing.T, opt Options) (s *Snapshotter, root string) {
 		t.Fatal("this test mounts file systems: run it as root")
 	}
 	root = t.TempDir()
-	opt.Door = testDoor()
 	s, err := New(root, opt)
 	if err != nil {
 		t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/reference"
-	"github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
@@ -19,17 +18,17 @@ type Options struct {
 	// Hosts returns the hosts that serve ref, with the credentials of the client
 	// sessions. Required.
 	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
-	// Door is how readers get into layers: DoorEROFS, or "" for stargz-snapshotter's file system.
+	// Door is how readers get into layers: DoorEROFS or DoorFUSE. Required.
 	Door string
-	// Store and Fill tune what the doors that are our own share. What a read has waited for is told to Blob.Fetched.
+	// Store and Fill tune what the doors share. What a read has waited for is told to Blob.Fetched.
 	Store store.Options
 	Fill  fill.SchedulerOptions
-	// Stargz configures stargz-snapshotter's file system.
-	Stargz config.Config
+	// Prefetch fetches what a layer's maker has put in front of its prefetch landmark as soon as the layer is mounted.
+	Prefetch bool
 	// Blob tunes ranged reads, and says who is told of them.
 	Blob blob.Options
-	// MountTimeout is how long a layer's table of contents may take. 0 means as
-	// long as the file system allows (30 s).
+	// MountTimeout is how long a layer's table of contents may take. 0 means
+	// DefaultMountTimeout.
 	MountTimeout time.Duration
 	// Local, if set, returns where blobs may be that need not be fetched any more.
 	Local func() content.Provider

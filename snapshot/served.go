@@ -29,13 +29,15 @@ type served struct {
 	key    store.Key
 	engine *engine
 
-	target string // where the door has it
 	cancel context.CancelCauseFunc
+	gone   chan struct{} // closed when it has been closed
 
 	// Written by open, before ready is closed.
 	ready   chan struct{}
 	err     error
+	target  string // where the door has it
 	implied []string
+	tail    tail
 	held    *store.Layer
 	filler  *fill.Filler
 	door    doorMount
@@ -44,8 +46,8 @@ type served struct {
 	blob   *blob.Reader // of the repository named last
 
 	// Guarded by engine.mu.
-	refs  int
-	above []store.Key // the layers above in the image that was mounted last
+	refs  int         // 0: it is being closed
+	above []store.Key // the layers above, in the image that was mounted last
 	ahead *time.Timer // ends the reference of openAhead
 }
 
@@ -85,7 +87,12 @@ func (s *served) reader() *blob.Reader {
 
 // Fetch implements fill.Fetcher.
 func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}.Fetch(ctx, off, n)
+	return s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+}
+
+// Refetch implements fill.Refetcher: what was kept may be what is corrupt.
+func (s *served) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return s.reader().Refetch(ctx, off, n)
 }
 
 // Fill implements what doors ask for: the n bytes at off of the data space.
@@ -113,13 +120,20 @@ func (s *served) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	model, err := s.held.Bind(parsed)
+	model, err := s.held.Bind(parsed.Layer)
 	if err != nil {
 		return err
 	}
 	s.implied = impliedOf(model)
 	s.filler = e.sched.Open(model, s, s.held, fill.LayerOptions{Name: s.key.Blob.String()})
-	if err := os.Mkdir(s.target, 0o700); err != nil {
+	if e.opt.Prefetch && parsed.Prefetch > 0 {
+		for _, c := range model.Chunks {
+			if model.Frames[c.Frame].Offset < parsed.Prefetch {
+				s.filler.Prefetch(c.Data, c.Size)
+			}
+		}
+	}
+	if s.target, err = os.MkdirTemp(e.root, s.key.Blob.Encoded()[:16]+"-"); err != nil {
 		return err
 	}
 	s.door, err = e.door.mount(s, s.target)
@@ -127,7 +141,7 @@ func (s *served) open(ctx context.Context) (err error) {
 }
 
 // contents returns the layer's metadata, and holds the layer in the store.
-func (s *served) contents(ctx context.Context) (*layer.Layer, error) {
+func (s *served) contents(ctx context.Context) (*estargz.Blob, error) {
 	e := s.engine
 	opt := estargz.Options{TOCDigest: s.key.TOC}
 	held, err := e.store.Acquire(s.key)
@@ -137,7 +151,7 @@ func (s *served) contents(ctx context.Context) (*layer.Layer, error) {
 		if err == nil && len(kept) > 8 {
 			b, perr := estargz.Parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), opt)
 			if perr == nil {
-				return b.Layer, nil
+				return b, nil
 			}
 			err = perr
 		}
@@ -153,15 +167,17 @@ func (s *served) contents(ctx context.Context) (*layer.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := estargz.Open(readerAt{ctx, s}, size, opt)
+	from := &readerAt{ctx: ctx, from: s}
+	b, err := estargz.Open(from, size, opt)
 	if err != nil {
 		return nil, err
 	}
+	s.tail = from.first.until(b.End)
 	keep := append(binary.BigEndian.AppendUint64(nil, uint64(b.End)), b.TOC...)
 	if s.held, err = e.store.Create(s.key, bytes.NewReader(keep)); err != nil {
 		return nil, err
 	}
-	return b.Layer, nil
+	return b, nil
 }
 
 // image returns the path of the layer's metadata image.
@@ -196,8 +212,8 @@ func (s *served) close() error {
 	if s.filler != nil {
 		errs = append(errs, s.filler.Close())
 	}
-	if err := os.Remove(s.target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
+	if s.target != "" {
+		errs = append(errs, os.Remove(s.target))
 	}
 	if s.held != nil {
 		s.held.Release()
@@ -207,18 +223,23 @@ func (s *served) close() error {
 
 // readerAt reads a blob as the format packages do.
 type readerAt struct {
-	ctx  context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
-	from fill.Fetcher
+	ctx   context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
+	from  fill.Fetcher
+	first tail // what the first read has got
 }
 
 // ReadAt implements io.ReaderAt.
-func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
 	body, err := r.from.Fetch(r.ctx, off, int64(len(p)))
 	if err != nil {
 		return 0, err
 	}
 	defer body.Close()
-	return io.ReadFull(body, p)
+	n, err := io.ReadFull(body, p)
+	if err == nil && r.first.p == nil {
+		r.first = tail{off, p}
+	}
+	return n, err
 }
 
 // impliedOf returns the directories, other than the root, which the layer needs

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/containerd/stargz-snapshotter/estargz"
-	stargzlayer "github.com/containerd/stargz-snapshotter/fs/layer"
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
@@ -27,21 +26,11 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door  fileSystem
+	door  *engine
 	close func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
-
-// fileSystem is what layers are mounted by.
-type fileSystem interface {
-	stargz.FileSystem
-	// impliedBy returns the directories which the mounted layer with that table of contents leaves out.
-	impliedBy(toc digest.Digest) []string
-	Close() error
-}
-
-var _, _ fileSystem = (*door)(nil), (*engine)(nil)
 
 // New opens the snapshotter in the directory root, which it makes if needed.
 // Mounts which an earlier process left below root are unmounted first: their
@@ -50,17 +39,10 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err := unmountBelow(root); err != nil {
 		return nil, err
 	}
-	opaque := stargzlayer.OverlayOpaqueTrusted
-	userxattr, err := overlayutils.NeedsUserXAttr(root)
-	if err == nil && userxattr {
-		opaque = stargzlayer.OverlayOpaqueUser
-	}
-	var d fileSystem
-	if opt.Door != "" {
-		d, err = newEngine(root, userxattr, opt)
-	} else {
-		d, err = newDoor(filepath.Join(root, "stargz"), opaque, opt)
-	}
+	// As containerd's overlayfs snapshotter has it: where it can't be found out, it isn't needed.
+	userXattr, err := overlayutils.NeedsUserXAttr(root)
+	userXattr = userXattr && err == nil
+	d, err := newEngine(root, userXattr, opt)
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}

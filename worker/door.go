@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +18,6 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	fuseoverlayfs "github.com/containerd/fuse-overlayfs-snapshotter/v2"
-	stargzconfig "github.com/containerd/stargz-snapshotter/fs/config"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/resolver"
@@ -30,7 +30,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
-	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -75,17 +74,11 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 		return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for, and the snapshotter %q, which has none: leave one of them out", asked, name)
 	case name != "auto" && name != snapshot.Name:
 		reason = fmt.Sprintf("the snapshotter %q is configured", name)
-	case opt.Lazy.Mount == config.MountEROFS:
-		if err := erofs.Probe(opt.Config.Root); err != nil {
-			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for: %w", asked, err)
-		}
-		f, err := lazySnapshotter(opt, hosts, rep, snapshot.DoorEROFS)
-		return f, Door{Lazy: true, Name: config.MountEROFS, Reason: "EROFS with pre-content events works here"}, err
 	default:
-		err := snapshot.Supported(opt.Config.Root)
+		door, why, err := lazyDoor(opt.Config.Root, opt.Lazy.Mount)
 		if err == nil {
-			f, err := lazySnapshotter(opt, hosts, rep, "")
-			return f, Door{Lazy: true, Name: config.MountFUSE, Reason: "a FUSE file system can be mounted here"}, err
+			f, err := lazySnapshotter(opt, hosts, rep, door)
+			return f, Door{Lazy: true, Name: door, Reason: why}, err
 		}
 		if asked != "" {
 			return runc.SnapshotterFactory{}, Door{}, fmt.Errorf("lazy mounts by %s are asked for: %w", asked, err)
@@ -99,8 +92,36 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	return f, Door{Name: name, Reason: reason}, err
 }
 
+// lazyDoor returns the best door that serves layers below root, among those that mount allows, and why it's that one.
+func lazyDoor(root, mount string) (door, why string, err error) {
+	var erofs, fuse error
+	if mount != config.MountFUSE {
+		if erofs = snapshot.Supported(root, snapshot.DoorEROFS); erofs == nil {
+			return snapshot.DoorEROFS, "EROFS with pre-content events works here", nil
+		}
+	}
+	if mount != config.MountEROFS {
+		if fuse = snapshot.Supported(root, snapshot.DoorFUSE); fuse == nil {
+			why = "FUSE works here"
+			if erofs != nil {
+				why += ", and the kernel can't serve layers: " + erofs.Error()
+			}
+			return snapshot.DoorFUSE, why, nil
+		}
+	}
+	switch {
+	case erofs == nil:
+		err = fuse
+	case fuse == nil:
+		err = erofs
+	default:
+		err = fmt.Errorf("neither EROFS (%w) nor FUSE (%w) can serve layers", erofs, fuse)
+	}
+	return "", "", err
+}
+
 func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Reporter, door string) (runc.SnapshotterFactory, error) {
-	cfg, err := stargzConfig(opt)
+	tuned, err := stargzTuning(opt.Config.Workers.OCI.StargzSnapshotterConfig)
 	if err != nil {
 		return runc.SnapshotterFactory{}, err
 	}
@@ -110,8 +131,8 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
 		},
 		Door:         door,
-		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch},
-		Stargz:       cfg,
+		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch},
+		Prefetch:     opt.Lazy.Prefetch && !tuned.NoPrefetch,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
@@ -120,41 +141,45 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 	return runc.SnapshotterFactory{
 		Name: snapshot.Name,
 		New: func(root string) (snapshots.Snapshotter, error) {
-			return snapshot.New(root, sopt)
+			s, err := snapshot.New(root, sopt)
+			if err != nil {
+				return nil, err // without a typed nil
+			}
+			return s, nil
 		},
 	}, nil
 }
 
-// defaultChunkSize is the granularity of ranged reads in bytes: small, because many
-// reads are of small files. Sequential reads are fetched ahead in larger windows.
-const defaultChunkSize = 128 << 10
+// tuning is what the lazy layers take from [worker.oci.stargzSnapshotter], whose other keys tune
+// stargz-snapshotter's own file system.
+type tuning struct {
+	NoPrefetch        bool `toml:"noprefetch"`
+	NoBackgroundFetch bool `toml:"no_background_fetch"`
+}
 
-// stargzConfig is the file system's configuration: ours, then what
-// [worker.oci.stargzSnapshotter] says, which means what it means to stock
-// buildkitd.
-func stargzConfig(opt Options) (stargzconfig.Config, error) {
-	cfg := stargzconfig.Config{
-		NoPrefetch:        !opt.Lazy.Prefetch,
-		NoBackgroundFetch: !opt.Lazy.BackgroundFetch,
-		BlobConfig:        stargzconfig.BlobConfig{ChunkSize: defaultChunkSize},
+func stargzTuning(raw map[string]any) (t tuning, err error) {
+	if len(raw) == 0 {
+		return t, nil
 	}
-	if opt.Lazy.ChunkSize > 0 {
-		cfg.ChunkSize = opt.Lazy.ChunkSize
+	dt, err := toml.Marshal(raw)
+	if err == nil {
+		err = toml.Unmarshal(dt, &t)
 	}
-	if t := opt.Lazy.FetchTimeout; t > 0 {
-		// Reads retry below the file system, which must not give up first.
-		cfg.FetchTimeoutSec = int64((t + time.Minute) / time.Second)
+	if err != nil {
+		return t, fmt.Errorf("[worker.oci.stargzSnapshotter]: %w", err)
 	}
-	if raw := opt.Config.Workers.OCI.StargzSnapshotterConfig; raw != nil {
-		dt, err := toml.Marshal(raw)
-		if err == nil {
-			err = toml.Unmarshal(dt, &cfg)
-		}
-		if err != nil {
-			return cfg, fmt.Errorf("[worker.oci.stargzSnapshotter]: %w", err)
+	var idle []string
+	for key := range raw {
+		if key != "noprefetch" && key != "no_background_fetch" {
+			idle = append(idle, key)
 		}
 	}
-	return cfg, nil
+	if len(idle) > 0 {
+		slices.Sort(idle)
+		bklog.L.Warnf("[worker.oci.stargzSnapshotter] %s: without effect, as layers are not served by stargz-snapshotter's file system; see [lazy]",
+			strings.Join(idle, ", "))
+	}
+	return t, nil
 }
 
 // stockSnapshotter is what stock buildkitd takes for "auto".

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
 
 func says(t *testing.T, err error, parts ...string) {
@@ -115,59 +115,38 @@ func TestCheckRuntime(t *testing.T) {
 	}
 }
 
-// What [worker.oci.stargzSnapshotter] says wins over [lazy], which wins over our
-// defaults.
-func TestStargzConfig(t *testing.T) {
-	of := func(lazy config.Lazy, stargz map[string]any) Options {
-		cfg := &bkconfig.Config{}
-		cfg.Workers.OCI.StargzSnapshotterConfig = stargz
-		return Options{Config: cfg, Lazy: lazy}
+func TestStargzTuning(t *testing.T) {
+	for name, c := range map[string]struct {
+		raw  map[string]any
+		want tuning
+	}{
+		"none":  {nil, tuning{}},
+		"ours":  {map[string]any{"noprefetch": true, "no_background_fetch": true}, tuning{true, true}},
+		"other": {map[string]any{"no_background_fetch": true, "blob": map[string]any{"chunk_size": int64(50000)}}, tuning{NoBackgroundFetch: true}},
+	} {
+		if got, err := stargzTuning(c.raw); err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v; want %+v", name, got, err, c.want)
+		}
 	}
-	cfg, err := stargzConfig(of(config.Default(), nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !cfg.NoPrefetch || !cfg.NoBackgroundFetch || cfg.ChunkSize != defaultChunkSize || cfg.FetchTimeoutSec != 0 || cfg.DisableVerification || cfg.AllowNoVerification {
-		t.Errorf("default: %+v", cfg)
-	}
-	lazy := config.Lazy{Prefetch: true, BackgroundFetch: true, ChunkSize: 8192, FetchTimeout: 90 * time.Second}
-	if cfg, err = stargzConfig(of(lazy, nil)); err != nil {
-		t.Fatal(err)
-	}
-	if cfg.NoPrefetch || cfg.NoBackgroundFetch || cfg.ChunkSize != 8192 || cfg.FetchTimeoutSec <= 90 {
-		t.Errorf("[lazy]: %+v", cfg)
-	}
-	raw := map[string]any{
-		"noprefetch": true, "no_background_fetch": true, "max_concurrency": int64(7),
-		"blob": map[string]any{"chunk_size": int64(50000), "fetching_timeout_sec": int64(9)},
-	}
-	if cfg, err = stargzConfig(of(lazy, maps.Clone(raw))); err != nil {
-		t.Fatal(err)
-	}
-	if !cfg.NoPrefetch || !cfg.NoBackgroundFetch || cfg.MaxConcurrency != 7 || cfg.ChunkSize != 50000 || cfg.FetchTimeoutSec != 9 {
-		t.Errorf("[worker.oci.stargzSnapshotter]: %+v", cfg)
-	}
-	// One key of a table leaves the others alone.
-	if cfg, err = stargzConfig(of(lazy, map[string]any{"blob": map[string]any{"max_retries": int64(3)}})); err != nil {
-		t.Fatal(err)
-	}
-	if cfg.ChunkSize != 8192 || cfg.MaxRetries != 3 || cfg.NoPrefetch {
-		t.Errorf("one key: %+v", cfg)
-	}
-	_, err = stargzConfig(of(lazy, map[string]any{"noprefetch": "perhaps"}))
+	_, err := stargzTuning(map[string]any{"noprefetch": "perhaps"})
 	says(t, err, "[worker.oci.stargzSnapshotter]")
 }
 
 // TestDoor needs root and /dev/fuse for the lazy ones.
 func TestDoor(t *testing.T) {
+	best := "erofs"
+	if err := snapshot.Supported(t.TempDir(), snapshot.DoorEROFS); err != nil {
+		t.Log(err)
+		best = "fuse"
+	}
 	for name, c := range map[string]struct {
 		mount, snapshotter, proxy string
 		lazy                      bool
 		name, reason, err         string
 	}{
-		"auto":                   {mount: "auto", snapshotter: "auto", lazy: true, name: "fuse", reason: "FUSE"},
-		"zero value":             {lazy: true, name: "fuse", reason: "FUSE"},
-		"stargz":                 {mount: "auto", snapshotter: "stargz", lazy: true, name: "fuse", reason: "FUSE"},
+		"auto":                   {mount: "auto", snapshotter: "auto", lazy: true, name: best, reason: "works here"},
+		"zero value":             {lazy: true, name: best, reason: "works here"},
+		"stargz":                 {mount: "auto", snapshotter: "stargz", lazy: true, name: best, reason: "works here"},
 		"fuse":                   {mount: "fuse", lazy: true, name: "fuse", reason: "FUSE"},
 		"off":                    {mount: "off", name: "overlayfs", reason: `"off" in the configuration`},
 		"off with stargz":        {mount: "off", snapshotter: "stargz", name: "overlayfs", reason: `"off" in the configuration`},

@@ -15,6 +15,8 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/host"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
 
 // checkResult is what `check` prints; its JSON is the command's interface for programs.
@@ -22,7 +24,7 @@ type checkResult struct {
 	host.Report
 
 	Builds bool   `json:"builds"` // whether any build can run here
-	Lazy   string `json:"lazy"`   // the door through which lazy layers will be served: "fuse", or "off"
+	Lazy   string `json:"lazy"`   // the door through which lazy layers will be served: "erofs", "fuse" or "off"
 	Reason string `json:"reason"` // why, one sentence
 }
 
@@ -82,7 +84,9 @@ func check(ctx context.Context, c *cli.Command) error {
 		}
 	}
 
-	report := host.Probe(ctx, host.Options{StateDir: cfg.Root, Binary: cfg.Workers.OCI.Binary})
+	report := host.Probe(ctx, host.Options{
+		StateDir: cfg.Root, Binary: cfg.Workers.OCI.Binary, FUSEDoor: fuse.Probe, EROFSDoor: erofs.Probe,
+	})
 	var missing []string
 	for _, m := range report.Missing() {
 		missing = append(missing, m.Name)

@@ -408,13 +408,29 @@ func TestNoRuntime(t *testing.T) {
 	}
 }
 
-// Without FUSE the daemon builds eagerly and says why once; where FUSE is asked for, it does not start.
-func TestNoFUSE(t *testing.T) {
+// onTmpfs returns a state directory on a filesystem that the kernel can't serve layers from.
+func onTmpfs(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "buildkitd-lazy-test-") //nolint:usetesting // not where the machine's temporary files are
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// Without any door the daemon builds eagerly and says why once; where a door is asked for that it can't have, it does not start.
+func TestNoDoor(t *testing.T) {
 	needRoot(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Fatalf("there is none to hide: %v", err)
 	}
-	d := startDaemon(t, withoutFUSE)
+	tmpfs := onTmpfs(t)
+	d := startDaemon(t, withoutFUSE, "--root", filepath.Join(tmpfs, "root"))
 	if code := d.stop(t); code != 0 || strings.Count(d.logged(), "pulled eagerly") != 1 {
 		t.Errorf("exit status %d: %s", code, d.logged())
 	}
@@ -432,10 +448,16 @@ func TestNoFUSE(t *testing.T) {
 	if o := runDaemon(t, cmd); o.status != 1 || !strings.Contains(o.stdout, "the daemon does not start") || !strings.Contains(o.lastLine(), `mount = "fuse"`) {
 		t.Errorf("check --lazy-mount=fuse: %+v", o)
 	}
-	cmd = daemonCommand(t, nil, "check", "--root", dir)
+	cmd = daemonCommand(t, nil, "check", "--root", tmpfs)
 	withoutFUSE(cmd)
 	if o := runDaemon(t, cmd); o.status != 0 || !strings.Contains(o.stdout, "lazy layers: off") {
 		t.Errorf("check: %+v", o)
+	}
+	if o := runDaemon(t, daemonCommand(t, nil, "check", "--root", tmpfs)); o.status != 0 || !strings.Contains(o.stdout, "lazy layers: fuse") {
+		t.Errorf("check with FUSE alone: %+v", o)
+	}
+	if o := runDaemon(t, daemonCommand(t, nil, "check", "--root", tmpfs, "--lazy-mount=erofs")); o.status != 1 || !strings.Contains(o.lastLine(), `mount = "erofs"`) {
+		t.Errorf("check --lazy-mount=erofs: %+v", o)
 	}
 }
 

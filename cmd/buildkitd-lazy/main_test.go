@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 )
 
 // Set in the environment, asDaemon makes the test binary the daemon: a second binary would be linked against all of
@@ -19,6 +21,9 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	if erofs.GuardianMain(os.Args) {
+		return
+	}
 	if os.Getenv(asDaemon) == "" {
 		os.Exit(m.Run())
 	}

@@ -9,8 +9,7 @@
 // [Filler] and then has the kernel take the bytes from the data file, by splice(2) unless they are few.
 //
 // What the kernel has heard once it keeps: names, names that don't exist, attributes, directories, symlinks and pages. Open, close and
-// access are not asked for at all, and getxattr isn't either if no file of the layer has an extended attribute, as is
-// usual; it's then EOPNOTSUPP instead of ENODATA.
+// access are not asked for at all.
 //
 // # What becomes of a layer
 //

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/mounttest"
 )
@@ -30,7 +29,6 @@ func TestRequests(t *testing.T) {
 		if list, err := os.ReadDir(f.Path("dir")); err != nil || len(list) != 1 {
 			t.Error(list, err)
 		}
-		_, _ = unix.Getxattr(f.Path("dir"), "trusted.overlay.opaque", nil)
 	}
 	use()
 	if asked.take() == "" {

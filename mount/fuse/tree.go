@@ -20,7 +20,7 @@ type tree struct {
 	l                    *layer.Layer
 	parents              []uint32 // of directories, by inode
 	opaque               string   // the xattr of opaque directories
-	xattrs, acls         bool     // there are some
+	acls                 bool     // there are some
 
 	// The kernel can do without these requests.
 	noOpen, noOpendir bool
@@ -35,7 +35,6 @@ func newTree(m *Mount) *tree {
 	}
 	t.parents = make([]uint32, len(t.l.Inodes))
 	for i, in := range t.l.All() {
-		t.xattrs = t.xattrs || in.Opaque || len(in.Xattrs) > 0
 		for _, x := range in.Xattrs {
 			t.acls = t.acls || strings.HasPrefix(x.Name, "system.posix_acl_")
 		}
@@ -167,11 +166,9 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Dir
 	}
 }
 
-// GetXAttr returns an extended attribute.
+// GetXAttr returns an extended attribute. It's asked for each time: were it refused once and for all, which is
+// EOPNOTSUPP, BuildKit's differ would take that for a failure.
 func (t *tree) GetXAttr(_ <-chan struct{}, header *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
-	if !t.xattrs {
-		return 0, gofuse.ENOSYS // there will be no more questions
-	}
 	in := t.inode(header.NodeId)
 	if in.Opaque && name == t.opaque {
 		return give(dest, "y")
