@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,6 +69,7 @@ type Filler struct {
 	touched bitmap  // frames that somebody has asked for
 	count   counters
 
+	binary   bitmap // first frames of files that look like programs and libraries
 	programs bitmap // frames that begin with an ELF file
 	named    bitmap // frames that something needs which was read
 
@@ -119,6 +121,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		f.size += l.Frames[i].Size
 	}
 	f.files, f.parents = filesOf(l), parentsOf(l)
+	f.findBinaries()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
@@ -143,6 +146,20 @@ func filesOf(l *layer.Layer) []extent {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end), cmp.Compare(a.dir, b.dir))
 	})
 	return slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end })
+}
+
+// findBinaries finds the files that look like programs and libraries.
+func (f *Filler) findBinaries() {
+	l := f.layer
+	f.binary = newBitmap(len(l.Frames))
+	for _, d := range l.All() {
+		for _, e := range d.Entries {
+			in := &l.Inodes[e.Inode]
+			if in.IsRegular() && in.NumChunks > 0 && (in.Mode&0o111 != 0 || strings.Contains(e.Name, ".so")) {
+				f.binary.set(int(l.Chunks[in.FirstChunk].Frame))
+			}
+		}
+	}
 }
 
 // parentsOf returns the directories that directories are in.

@@ -144,6 +144,8 @@ const loaderCache = "etc/ld.so.cache"
 var announced = map[string][]string{
 	"etc/passwd": {"etc/group", "bin/sh", loaderCache},
 	"etc/group":  {"bin/sh", loaderCache},
+	// glibc's setlocale reads one after the other.
+	"usr/lib/locale/C.utf8/LC_CTYPE": {"usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", "usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache"},
 }
 
 // announcements returns, by frame, what the reading of a layer's files announces.

@@ -155,7 +155,7 @@ func (f *Filler) widen(r *run, i int) {
 	if fileSize > smallFile {
 		// A large file may be read anywhere, but of a program nearly everything is needed.
 		n := file.end - file.first
-		if i == file.first && f.mayRun(file.inode) {
+		if i == file.first && f.binary.has(i) {
 			f.want(file.end-1, file.end, strict, anySize) // where the dynamic section is
 		}
 		if t := f.touchedOf(file); n > 1 && (t >= 2 && n <= program || n <= maxLook && 3*t >= 2*n) {
@@ -190,11 +190,6 @@ func (f *Filler) widen(r *run, i int) {
 	}
 	to := r.ahead + sort.Search(max(end-r.ahead, 0), func(k int) bool { return frames[r.ahead+k].Offset >= from+window })
 	r.ahead = max(r.ahead, f.want(r.ahead, to, why, heaviest))
-}
-
-// mayRun reports whether a file looks like a program or a library.
-func (f *Filler) mayRun(inode uint32) bool {
-	return f.layer.Inodes[inode].Mode&0o111 != 0 // libraries often are too
 }
 
 // want asks for the frames from first up to end but the heavier ones, and returns up to where it could be afforded.
