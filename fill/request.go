@@ -171,6 +171,7 @@ func (s *Scheduler) decoded(fl *flight, err, lost error) {
 	switch {
 	case err == nil:
 		f.land(fl, nil)
+		f.learn(fl.frame)
 	case ok && lost != nil:
 		f.land(fl, lost)
 	case ok && f.closed:

@@ -224,6 +224,9 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 	} else {
 		s.readFrom(src)
 	}
+	if len(src.above) > 0 {
+		s.above = src.above
+	}
 	s.refs++
 	return s, nil
 }
@@ -235,6 +238,7 @@ func (e *engine) open(ctx context.Context, s *served) {
 	end(s.err)
 	close(s.ready)
 	if s.err == nil {
+		e.join()
 		e.wg.Go(func() {
 			select {
 			case <-s.held.Done():
@@ -248,6 +252,26 @@ func (e *engine) open(ctx context.Context, s *served) {
 	defer e.mu.Unlock()
 	if e.layers[s.key] == s {
 		delete(e.layers, s.key) // the next one tries again
+	}
+}
+
+// join tells the scheduler which open layers are of one image.
+func (e *engine) join() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.layers {
+		image := []*fill.Filler{nil}
+		if s.opened() {
+			image[0] = s.filler
+		}
+		for _, above := range s.above {
+			var f *fill.Filler
+			if o := e.layers[above]; o != nil && o.opened() {
+				f = o.filler
+			}
+			image = append(image, f)
+		}
+		e.sched.Join(image...)
 	}
 }
 

@@ -49,6 +49,7 @@ type served struct {
 
 	// Guarded by engine.mu.
 	refs  int         // 0: it is being closed
+	above []store.Key // the layers above, in the image that was mounted last
 	ahead *time.Timer // ends the reference of openAhead
 }
 

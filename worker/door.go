@@ -126,10 +126,13 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 	if err != nil {
 		return runc.SnapshotterFactory{}, err
 	}
+	pool := newClients(opt.Config.Registries)
 	sopt := snapshot.Options{
 		Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-			return resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
+			found, err := resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
 				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+			pool.use(found)
+			return found, err
 		},
 		Door:         door,
 		Store:        store.Options{MaxSize: opt.Lazy.MaxSize, Notice: noticeStore},
