@@ -58,6 +58,10 @@ integration: build tools ## End-to-end tests: real binary, registry, mounts, Doc
 	cd integration/upstream && $(GO) test $(TESTFLAGS) ./...
 	cd integration && $(GO) test -timeout $(INTEGRATION_TIMEOUT) $(TESTFLAGS) ./...
 
+.PHONY: reliability
+reliability: build tools ## The same tests of reliability at length: 50 kills, 200 cold builds, each through both doors
+	cd integration && RELIABILITY=full $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run 'MidRUN|DuringRUN|KilledAtAnyMoment|ColdBuilds|ConcurrentBuilds|Corrupt|FlippedByte' -v $(TESTFLAGS) .
+
 .PHONY: upstream
 upstream: build tools ## BuildKit's own integration tests against stock and ours; UPSTREAM='-run ^TestCopy' for some
 	hack/deps.sh test

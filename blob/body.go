@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -27,6 +26,7 @@ type body struct {
 	off, end int64 // what is still to come
 
 	elsewhere bool // the first host is asked last
+	whole     bool // a host may answer with the whole blob: all were asked for the range
 
 	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
 	deadline time.Time     // when a read without a byte is given up
@@ -77,17 +77,23 @@ func (b *body) Read(p []byte) (int, error) {
 			}
 			return n, nil
 		}
-		if err != nil {
-			// Short body, reset or silence: go on with a new request from here.
-			if cause := context.Cause(b.attempt); cause != nil {
-				err = cause
-			} else if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			b.last = fmt.Errorf("%s: %w", b.host, err)
-			b.hangUp(err)
-			b.retrying()
+		if err == nil {
+			// Bytes have arrived, in front of those that are wanted.
+			b.deadline = time.Now().Add(b.r.opt.RetryFor)
+			continue
 		}
+		// Short body, reset or silence: go on with a new request from here.
+		if cause := context.Cause(b.attempt); cause != nil {
+			err = cause
+			if errors.Is(err, errStalled) {
+				b.r.avoid(b.host)
+			}
+		} else if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		b.last = fmt.Errorf("%s: %w", b.host, err)
+		b.hangUp(err)
+		b.retrying()
 	}
 }
 
@@ -138,9 +144,8 @@ func (b *body) open() error {
 		if len(hosts) == 0 {
 			return fmt.Errorf("no host serves %s", b.r.ref.Hostname())
 		}
-		if b.elsewhere && len(hosts) > 1 {
-			hosts = append(slices.Clone(hosts[1:]), hosts[0])
-		}
+		hosts = b.r.order(hosts, b.elsewhere)
+		b.whole = b.whole || len(hosts) == 1 && b.r.acceptsWhole()
 		retry := false
 		for i, h := range hosts {
 			patience := b.patience()
@@ -155,6 +160,9 @@ func (b *body) open() error {
 				return context.Cause(b.ctx)
 			}
 			b.last = err
+			if errors.Is(err, ErrNoRange) && b.r.acceptsWhole() {
+				b.whole, retry = true, true
+			}
 			if !permanent(err) {
 				retry = true
 			}
@@ -205,11 +213,14 @@ func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
 	stall := time.AfterFunc(patience, func() {
 		cancel(fmt.Errorf("%w within %s", errStalled, b.r.opt.Stall))
 	})
-	rc, err := b.r.get(ctx, h, b.off, b.end)
+	rc, err := b.r.get(ctx, h, b.off, b.end, b.whole)
 	stall.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
 			err = fmt.Errorf("%s: %w", h.Host, cause)
+		}
+		if errors.Is(err, errStalled) || errors.Is(err, ErrNoRange) {
+			b.r.avoid(h.Host)
 		}
 		cancel(err)
 		return err

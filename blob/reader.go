@@ -60,8 +60,10 @@ type Reader struct {
 
 	mu        sync.Mutex
 	hosts     Hosts
-	size      int64             // bytes; 0 until known
-	redirects map[string]string // blob URL -> where the registry sent us last
+	size      int64                // bytes; 0 until known
+	redirects map[string]string    // blob URL -> where the registry sent us last
+	avoided   map[string]time.Time // hosts -> until when they are asked last
+	whole     bool                 // see AcceptWhole
 }
 
 // New returns a Reader of the blob dgst in the repository of ref. size is the
@@ -159,8 +161,8 @@ func (r *Reader) fetch(ctx context.Context, off, n int64, elsewhere bool) (io.Re
 }
 
 // get sends one range request to one host and returns its body, which holds the
-// bytes from off on.
-func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int64) (io.ReadCloser, error) {
+// bytes from off on. whole says that an answer with the whole blob will do.
+func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int64, whole bool) (io.ReadCloser, error) {
 	blobURL := r.url(host)
 	r.mu.Lock()
 	target, known := r.redirects[blobURL]
@@ -168,7 +170,7 @@ func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int
 	if known {
 		resp, err := r.send(ctx, host, target, off, end)
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
-			return r.accept(resp, off, end)
+			return r.accept(resp, off, end, whole)
 		}
 		if err == nil {
 			// A signed URL that has expired: ask the registry for a new one.
@@ -194,7 +196,7 @@ func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int
 			target = loc.String()
 			continue
 		}
-		body, err := r.accept(resp, off, end)
+		body, err := r.accept(resp, off, end, whole)
 		if err == nil && target != blobURL {
 			r.mu.Lock()
 			r.redirects[blobURL] = target
@@ -284,8 +286,8 @@ func blameToken(resp *http.Response) {
 	}
 }
 
-// accept takes the body of a 206 that starts at off; everything else is an error.
-func (r *Reader) accept(resp *http.Response, off, end int64) (io.ReadCloser, error) {
+// accept takes the body of a 206 that starts at off, or what is wanted of that of a 200; everything else is an error.
+func (r *Reader) accept(resp *http.Response, off, end int64, whole bool) (io.ReadCloser, error) {
 	host := resp.Request.URL.Host
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
@@ -295,12 +297,14 @@ func (r *Reader) accept(resp *http.Response, off, end int64) (io.ReadCloser, err
 			return nil, &statusError{host: host, status: fmt.Sprintf(
 				"answered bytes %d-%d with Content-Range %q", off, end-1, resp.Header.Get("Content-Range"))}
 		}
-		if known := r.learnSize(size); known > 0 && size > 0 && known != size {
-			drain(resp)
-			return nil, &statusError{host: host, status: fmt.Sprintf("has %d bytes of a blob of %d", size, known)}
+		if err := r.checkSize(resp, size); err != nil {
+			return nil, err
 		}
 		return resp.Body, nil
 	case http.StatusOK:
+		if whole {
+			return r.cutOut(resp, off, end)
+		}
 		// Not drained: it may be gigabytes.
 		resp.Body.Close()
 		return nil, fmt.Errorf("%s %w", host, ErrNoRange)
@@ -311,6 +315,16 @@ func (r *Reader) accept(resp *http.Response, off, end int64) (io.ReadCloser, err
 			after: retryAfter(resp.Header.Get("Retry-After")),
 		}
 	}
+}
+
+// checkSize closes the body of a host that has another blob than the one that is known.
+func (r *Reader) checkSize(resp *http.Response, size int64) error {
+	known := r.learnSize(size)
+	if known == 0 || size == 0 || known == size {
+		return nil
+	}
+	resp.Body.Close()
+	return &statusError{host: resp.Request.URL.Host, status: fmt.Sprintf("has %d bytes of a blob of %d", size, known)}
 }
 
 // drain lets the connection be used again, unless that means reading much.

@@ -16,6 +16,7 @@ test,demo,bench        ip            iproute2         network namespaces and lin
 test,demo,bench        tc            iproute2         bandwidth of the measured link
 test                   setfattr      attr             layers with extended attributes
 test                   setcap        libcap2-bin      layers with file capabilities
+test                   mkfs.ext4     e2fsprogs        a small disk to fill
 test                   fsck.erofs    erofs-utils      checks the EROFS images that we write
 test,image             gcc           gcc              builds the race detector and the runc of the image
 test,image             /usr/include/stdio.h libc6-dev what they link against

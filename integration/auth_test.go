@@ -76,16 +76,13 @@ func testTokenExpiresDuringRUN(t *testing.T) {
 	push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
 	revoked := false
-	reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusTeapot, Match: func(r *http.Request) bool {
-		if strings.Contains(r.URL.Path, "/lab-revoke") {
-			reg.RevokeTokens()
-			revoked = true
-			return true
-		}
-		return false
-	}})
+	revoke := reg.OnSignal("revoke", func(*http.Request) string {
+		reg.RevokeTokens()
+		revoked = true
+		return ""
+	})
 	res := build(t, d, client.Solve{Env: env,
-		Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-revoke; sha256sum /big/12\n"})
+		Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0 && wget -q -O /dev/null " + revoke + " && sha256sum /big/12\n"})
 	if !revoked {
 		t.Fatal("the step never revoked the tokens")
 	}

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,10 +218,9 @@ func TestRegistryIgnoresRanges(t *testing.T) {
 	wantContains(t, "progress of FROM", ids, "pulling layer ", "200 to a range request", "lazy 0 of 2 layers")
 }
 
-// TestTransientFaults are faults that pass: the build must not notice.
-func TestTransientFaults(t *testing.T) { eachDoor(t, testTransientFaults) }
-
-func testTransientFaults(t *testing.T) {
+// TestFaultsWhileMounting are faults that pass while the tables of contents are read: the build must not notice. Of those in
+// the middle of a step see TestFaultsInMidRUN.
+func TestFaultsWhileMounting(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		fault registry.Fault
@@ -234,63 +232,19 @@ func testTransientFaults(t *testing.T) {
 		{"reset", registry.Fault{Kind: registry.Reset, Count: 2}},
 		{"silence", registry.Fault{Kind: registry.Silence, Count: 1}},
 	} {
-		for _, when := range []string{"mounting", "reading"} {
-			t.Run(c.name+" while "+when, func(t *testing.T) {
-				reg := startRegistry(t, registry.Options{})
-				img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 8<<20)), baseimage.EStargz)
-				d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"3s\"\n"})
-				from := "FROM " + reg.Ref("base:1") + "\n"
-				if when == "reading" {
-					build(t, d, client.Solve{Dockerfile: from + "RUN true\n"})
-				}
-				c.fault.Match = registry.MatchBlob(layerDigests(t, img)[1])
-				reg.Faults.Add(c.fault)
-				res := build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/5\n"})
-				wantContains(t, "output", res.Output(), digest.FromString(noise(5, 1<<20)).Encoded())
-				if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
-					t.Errorf("%d layers are lazy, want 2: a fault that passes is no reason to pull", rep.Images[0].Lazy)
-				}
-			})
-		}
-	}
-}
-
-// TestCorruptBytesNeverReachAStep corrupts a chunk on its way: for good, then only once.
-func TestCorruptBytesNeverReachAStep(t *testing.T) { eachDoor(t, testCorruptBytesNeverReachAStep) }
-
-func testCorruptBytesNeverReachAStep(t *testing.T) {
-	reg := startRegistry(t, registry.Options{})
-	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
-	top := layerDigests(t, img)[1]
-	st, err := img.LayerByDigest(hash(t, top))
-	if err != nil {
-		t.Fatal(err)
-	}
-	size, err := st.Size()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
-	remove := reg.Faults.Add(registry.Fault{Kind: registry.Corrupt, Match: registry.MatchBlob(top), Offset: size / 2})
-	// One of the four files of 1 MiB holds the middle of the blob.
-	from := "FROM " + reg.Ref("base:1") + "\n"
-	res := tryBuild(t, d, client.Solve{Dockerfile: from + "RUN for i in 0 1 2 3; do sha256sum /big/$i || bad=1; done; test -z \"$bad\"\n"})
-	if res.Err == "" {
-		t.Fatalf("a step has read corrupt bytes:\n%s", res.Output())
-	}
-	good := 0
-	for i := range uint64(4) {
-		if strings.Contains(res.Output(), digest.FromString(noise(i, 1<<20)).Encoded()) {
-			good++
-		}
-	}
-	if sums := strings.Count(res.Output(), "  /big/"); sums != good || good == 4 {
-		t.Errorf("the step printed %d sums of which %d are right:\n%s", sums, good, res.Output())
-	}
-	remove()
-	res = build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/*\n"})
-	for i := range uint64(4) {
-		wantContains(t, "output after the fault", res.Output(), digest.FromString(noise(i, 1<<20)).Encoded())
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 8<<20)), baseimage.EStargz)
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"3s\"\n"})
+			c.fault.Match = registry.MatchBlob(layerDigests(t, img)[1])
+			reg.Faults.Add(c.fault)
+			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/5\n"})
+			wantContains(t, "output", res.Output(), digest.FromString(noise(5, 1<<20)).Encoded())
+			if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
+				t.Errorf("%d layers are lazy, want 2: a fault that passes is no reason to pull", rep.Images[0].Lazy)
+			}
+		})
 	}
 }
 
@@ -316,17 +270,17 @@ func testRegistryGoneDuringRUN(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"3s\"\n"})
-	var gone atomic.Bool
-	remove := reg.Faults.Add(registry.Fault{Kind: registry.Reset, Match: func(r *http.Request) bool {
-		if strings.Contains(r.URL.Path, "/lab-gone") {
-			gone.Store(true)
+	var remove func()
+	gone := reg.OnSignal("gone", func(*http.Request) string {
+		if remove == nil { // the second build has a registry
+			remove = reg.Faults.Add(registry.Fault{Kind: registry.Reset, Match: registry.MatchAny})
 		}
-		return gone.Load()
-	}})
-	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-gone; sha256sum /big/12\n"}
+		return ""
+	})
+	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + gone + "; sha256sum /big/12\n"}
 	start := time.Now()
 	msg := buildFails(t, d, s)
-	if !gone.Load() {
+	if remove == nil {
 		t.Fatal("the step never took the registry away")
 	}
 	if took := time.Since(start); took > 90*time.Second {

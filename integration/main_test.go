@@ -7,11 +7,14 @@ package integration
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,6 +41,11 @@ func TestMain(m *testing.M) {
 		if cache, err = baseimage.CacheDir(); err != nil {
 			return 0, err
 		}
+		flag.Parse()
+		// Tests that are parallel wait: for a registry that is out of order, or for a daemon to be killed.
+		if err := flag.Set("test.parallel", fmt.Sprint(max(8, 2*runtime.GOMAXPROCS(0)))); err != nil {
+			return 0, err
+		}
 		return m.Run(), nil
 	}()
 	cleanup.All()
@@ -59,7 +67,7 @@ func missing() error {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		errs = append(errs, fmt.Errorf("lazy mounts: %w", err))
 	}
-	for _, tool := range []string{"runc", "ip", "tar", "busybox"} {
+	for _, tool := range []string{"runc", "ip", "tar", "busybox", "mkfs.ext4"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			errs = append(errs, fmt.Errorf("%w; `make deps` installs it", err))
 		}
@@ -76,20 +84,64 @@ func missing() error {
 	return errors.Join(errs...)
 }
 
+// doors are how a lazy layer is read, and whether this host has them.
+var doors = []struct {
+	name    string
+	missing func() error
+}{
+	{"erofs", sync.OnceValue(func() error { return checkDoor("erofs") })},
+	{"fuse", sync.OnceValue(func() error { return checkDoor("fuse") })},
+}
+
+// throughDoor is the environment of a daemon that uses a door.
+func throughDoor(door string) []string { return []string{"BUILDKITD_LAZY_MOUNT=" + door} }
+
+func checkDoor(door string) error {
+	bin, err := daemon.Bin(daemon.OursBinary)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 20*time.Second, errors.New("check hangs"))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, bin, "check")
+	cmd.Env = append(os.Environ(), throughDoor(door)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("buildkitd-lazy check: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // eachDoor runs a test with the kernel door, where this host has it, and with FUSE.
 func eachDoor(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
-	for _, door := range []string{"erofs", "fuse"} {
-		t.Run(door, func(t *testing.T) {
-			t.Setenv("BUILDKITD_LAZY_MOUNT", door) // the daemon's environment is ours
-			if _, stderr, status := run(t, nil, "check"); status != 0 {
-				if door == "fuse" {
-					t.Fatal(stderr)
-				}
-				t.Skip(stderr)
-			}
+	for _, door := range doors {
+		t.Run(door.name, func(t *testing.T) {
+			needDoor(t, door.name, door.missing)
+			t.Setenv("BUILDKITD_LAZY_MOUNT", door.name) // the daemon's environment is ours
 			test(t)
 		})
+	}
+}
+
+// eachDoorAtOnce is eachDoor for a test that waits more than it computes: it runs beside others that are parallel, and has
+// env for its daemons.
+func eachDoorAtOnce(t *testing.T, test func(t *testing.T, env []string)) {
+	t.Helper()
+	for _, door := range doors {
+		t.Run(door.name, func(t *testing.T) {
+			t.Parallel()
+			needDoor(t, door.name, door.missing)
+			test(t, throughDoor(door.name))
+		})
+	}
+}
+
+func needDoor(t *testing.T, door string, missing func() error) {
+	t.Helper()
+	if err := missing(); err != nil && door == "fuse" {
+		t.Fatal(err)
+	} else if err != nil {
+		t.Skip(err)
 	}
 }
 

@@ -44,6 +44,7 @@ type served struct {
 
 	blobMu sync.Mutex
 	blob   *blob.Reader // of the repository named last
+	inUse  bool         // too late for the layer to be pulled
 
 	counts counts
 
@@ -74,6 +75,17 @@ func (s *served) readFrom(src layerSource) {
 		return
 	}
 	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, s.watchBlob(e.opt.Blob))
+	if s.inUse {
+		s.blob.AcceptWhole()
+	}
+}
+
+// use says that the layer is mounted: from now on it's read at any cost.
+func (s *served) use() {
+	s.blobMu.Lock()
+	defer s.blobMu.Unlock()
+	s.inUse = true
+	s.blob.AcceptWhole()
 }
 
 func (s *served) reader() *blob.Reader {
@@ -140,7 +152,9 @@ func (s *served) open(ctx context.Context) (err error) {
 	if s.target, err = os.MkdirTemp(e.root, s.key.Blob.Encoded()[:16]+"-"); err != nil {
 		return err
 	}
-	s.door, err = e.door.mount(s, s.target)
+	if s.door, err = e.door.mount(s, s.target); err == nil {
+		s.use()
+	}
 	return err
 }
 

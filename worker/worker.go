@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/exec"
 	"sync/atomic"
 
@@ -68,6 +69,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	oci := opt.Config.Workers.OCI
 	if err := checkRuntime(oci.Binary); err != nil {
 		return nil, err
+	}
+	if err := removeLeftBundles(opt.Config.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		bklog.G(ctx).WithError(err).Warn("a step of an earlier daemon has left something behind")
 	}
 	w := &Worker{reporter: &report.Reporter{}}
 	hosts := resolver.NewRegistryConfig(opt.Config.Registries)

@@ -28,8 +28,12 @@ const (
 	Corrupt
 	// Reset resets the connection before any answer.
 	Reset
-	// Silence answers nothing until the fault is removed or the client leaves.
+	// Silence answers nothing until the fault ends or the client leaves.
 	Silence
+	// Stall sends about half of the body, and the rest when the fault ends.
+	Stall
+	// Slow answers after Fault.Delay.
+	Slow
 )
 
 // A Fault is applied to requests that it matches.
@@ -38,13 +42,14 @@ type Fault struct {
 	// Match says which requests are hit; nil hits every GET of a blob.
 	Match func(*http.Request) bool
 	// Skip lets that many matching requests pass first; Count, if positive, hits only
-	// that many; For, if positive, ends the fault that long after the first hit.
+	// that many; For, if positive, ends the fault that long after the first hit. Removing it ends it too.
 	Skip, Count int
 	For         time.Duration
 
 	Code       int           // Status
 	RetryAfter time.Duration // Status
 	Offset     int64         // Corrupt
+	Delay      time.Duration // Slow
 }
 
 // MatchBlob matches GETs of one blob.
@@ -52,6 +57,21 @@ func MatchBlob(d digest.Digest) func(*http.Request) bool {
 	return func(r *http.Request) bool {
 		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/blobs/"+d.String())
 	}
+}
+
+// MatchByte matches GETs of ranges of one blob that hold the byte at off.
+func MatchByte(d digest.Digest, off int64) func(*http.Request) bool {
+	blob := MatchBlob(d)
+	return func(r *http.Request) bool {
+		first, last, ok := parseRange(r.Header.Get("Range"))
+		return blob(r) && ok && first <= off && off <= last
+	}
+}
+
+// parseRange parses a Range header of the one form that readers of blobs use.
+func parseRange(h string) (first, last int64, ok bool) {
+	n, err := fmt.Sscanf(h, "bytes=%d-%d", &first, &last)
+	return first, last, err == nil && n == 2
 }
 
 // MatchAny matches every request.
@@ -65,6 +85,7 @@ func matchBlobs(r *http.Request) bool {
 type Faults struct {
 	mu     sync.Mutex
 	active []*activeFault
+	hits   int
 }
 
 type activeFault struct {
@@ -97,6 +118,13 @@ func (f *Faults) Add(fault Fault) (remove func()) {
 	}
 }
 
+// Hits returns how many requests were hit by any fault.
+func (f *Faults) Hits() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hits
+}
+
 // Clear removes every fault.
 func (f *Faults) Clear() {
 	f.mu.Lock()
@@ -126,6 +154,7 @@ func (f *Faults) pick(r *http.Request) *activeFault {
 			continue
 		}
 		a.hit++
+		f.hits++
 		return a
 	}
 	return nil
@@ -148,16 +177,27 @@ func (f *Faults) wrap(next http.Handler) http.Handler {
 			}
 			http.Error(w, "a fault made on purpose", a.Code)
 		case ShortBody:
-			next.ServeHTTP(&shortWriter{ResponseWriter: w}, r)
+			// The abort drops what is buffered.
+			next.ServeHTTP(&halfWriter{ResponseWriter: w, then: func() { panic(http.ErrAbortHandler) }}, r)
 			panic(http.ErrAbortHandler)
 		case Corrupt:
 			next.ServeHTTP(&corruptWriter{ResponseWriter: w, at: a.Offset}, r)
 		case Reset:
 			reset(w)
 		case Silence:
+			if a.wait(r) {
+				next.ServeHTTP(w, r)
+			}
+		case Stall:
+			next.ServeHTTP(&halfWriter{ResponseWriter: w, then: func() {
+				if !a.wait(r) {
+					panic(http.ErrAbortHandler)
+				}
+			}}, r)
+		case Slow:
 			select {
 			case <-r.Context().Done():
-			case <-a.gone:
+			case <-time.After(a.Delay):
 				next.ServeHTTP(w, r)
 			}
 		default:
@@ -178,19 +218,35 @@ func reset(w http.ResponseWriter) {
 	conn.Close()
 }
 
-// shortWriter passes on the first half of the announced body.
-type shortWriter struct {
+// wait waits for the end of the fault, and returns false if the client leaves before.
+func (a *activeFault) wait(r *http.Request) bool {
+	var over <-chan time.Time
+	if a.For > 0 {
+		over = time.After(time.Until(a.first.Add(a.For)))
+	}
+	select {
+	case <-r.Context().Done():
+		return false
+	case <-over:
+	case <-a.gone:
+	}
+	return true
+}
+
+// halfWriter calls then after the first half of the announced body, which the client has by then.
+type halfWriter struct {
 	http.ResponseWriter
-	left    int64
+	then    func()
+	left    int64 // until then is called; not any more if negative
 	started bool
 }
 
-func (w *shortWriter) WriteHeader(status int) {
+func (w *halfWriter) WriteHeader(status int) {
 	w.start()
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *shortWriter) start() {
+func (w *halfWriter) start() {
 	if w.started {
 		return
 	}
@@ -201,18 +257,21 @@ func (w *shortWriter) start() {
 	}
 }
 
-func (w *shortWriter) Write(p []byte) (int, error) {
+func (w *halfWriter) Write(p []byte) (n int, err error) {
 	w.start()
-	if int64(len(p)) > w.left {
-		if _, err := w.ResponseWriter.Write(p[:w.left]); err != nil {
-			return 0, err
+	if w.left >= 0 && int64(len(p)) > w.left {
+		if n, err = w.ResponseWriter.Write(p[:w.left]); err != nil {
+			return n, err
 		}
-		w.left = 0
-		_ = http.NewResponseController(w.ResponseWriter).Flush() // the abort that follows drops what is buffered
-		panic(http.ErrAbortHandler)
+		w.left = -1
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+		w.then()
+		p = p[n:]
+	} else if w.left >= 0 {
+		w.left -= int64(len(p))
 	}
-	w.left -= int64(len(p))
-	return w.ResponseWriter.Write(p)
+	m, err := w.ResponseWriter.Write(p)
+	return n + m, err
 }
 
 // corruptWriter inverts the byte at one offset of the blob.

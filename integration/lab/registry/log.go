@@ -1,9 +1,11 @@
 package registry
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -90,6 +92,28 @@ func (l *Log) BlobBytes() map[digest.Digest]int64 {
 		}
 	}
 	return got
+}
+
+// Sent returns how many different bytes of a blob were sent in answer to range requests, and how many were sent
+// again.
+func (l *Log) Sent(d digest.Digest) (once, again int64) {
+	type span struct{ from, to int64 }
+	var spans []span
+	for _, e := range l.Entries(Entry.Blob) {
+		first, _, ok := parseRange(e.Range)
+		if ok && e.Status == http.StatusPartialContent && e.Digest() == d {
+			spans = append(spans, span{first, first + e.Bytes})
+		}
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	var end int64
+	for _, s := range spans {
+		fresh := max(0, s.to-max(s.from, end))
+		once += fresh
+		again += s.to - s.from - fresh
+		end = max(end, s.to)
+	}
+	return once, again
 }
 
 // Bytes returns the sum of all response bodies.

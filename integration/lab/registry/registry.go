@@ -3,7 +3,7 @@
 // asked, authentication, TLS, faults on demand and an optional front such as
 // lab/link's delay.
 //
-// The chain of a request is front, log, faults, authentication, distribution.
+// The chain of a request is front, signals, log, faults, object store, authentication, distribution.
 // So the log shows what the client was answered, faults included.
 //
 // Blobs are on disk and several registries may serve one directory, one after
@@ -55,6 +55,9 @@ type Options struct {
 	Username, Password string
 	// CA, if set, makes the registry speak TLS with a certificate for its address.
 	CA *pki.CA
+	// SignedURLs redirects GETs of blobs to an object store: another address, on which a signature in the URL is what
+	// lets a client in, and any Authorization header keeps it out, as it does at the stores that registries use.
+	SignedURLs bool
 	// Front wraps everything, for example a link's delay.
 	Front func(http.Handler) http.Handler
 }
@@ -76,6 +79,8 @@ type Registry struct {
 	server   *http.Server
 	app      *handlers.App
 	tokens   *tokenServer
+	store    *objectStore
+	signals  signals
 	serve    sync.WaitGroup
 	close    func() error
 }
@@ -116,6 +121,9 @@ func Start(opt Options) (_ *Registry, err error) {
 		if err != nil {
 			ln.Close()
 			os.RemoveAll(r.tmp)
+			if r.store != nil {
+				r.store.Close()
+			}
 		}
 	}()
 	if r.tmp, err = os.MkdirTemp("", "lab-registry-"); err != nil {
@@ -166,7 +174,13 @@ func Start(opt Options) (_ *Registry, err error) {
 	if r.tokens != nil {
 		outer = r.tokens.wrap(outer)
 	}
-	outer = r.Log.wrap(r.Faults.wrap(outer))
+	if opt.SignedURLs {
+		if r.store, err = startObjectStore(opt.Dir, func(h http.Handler) http.Handler { return r.Log.wrap(r.Faults.wrap(h)) }); err != nil {
+			return nil, fmt.Errorf("start registry: %w", err)
+		}
+		outer = r.store.redirect(outer)
+	}
+	outer = r.signals.wrap(r.Log.wrap(r.Faults.wrap(outer)))
 	if opt.Front != nil {
 		outer = opt.Front(outer)
 	}
@@ -201,6 +215,9 @@ func Start(opt Options) (_ *Registry, err error) {
 	r.close = sync.OnceValue(func() error {
 		err := r.server.Close()
 		r.Faults.Clear()
+		if r.store != nil {
+			err = errors.Join(err, r.store.Close())
+		}
 		r.serve.Wait()
 		return errors.Join(err, r.app.Shutdown(), os.RemoveAll(r.tmp))
 	})
@@ -233,6 +250,19 @@ func (r *Registry) RevokeTokens() {
 	if r.tokens != nil {
 		r.tokens.revokeAll()
 	}
+}
+
+// ExpireURLs makes every signed URL issued until now invalid: the object store answers 403 to it.
+func (r *Registry) ExpireURLs() {
+	if r.store != nil {
+		r.store.epoch.Add(1)
+	}
+}
+
+// OnSignal has f called whenever something gets the URL that is returned: this is how a step of a build tells a test how
+// far it has come, and waits for it. It is answered when f returns, with what f returns; no fault hits it.
+func (r *Registry) OnSignal(name string, f func(*http.Request) string) (url string) {
+	return r.URL() + r.signals.add(name, f)
 }
 
 // DockerConfig writes a docker config.json with the registry's credentials

@@ -1,0 +1,86 @@
+package blob
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// Of several reads one waits for a host that hangs.
+func TestSilentHostIsAskedLast(t *testing.T) {
+	t.Parallel()
+	blob := randomBlob(1000)
+	dead, alive := newRegistry(t, blob), newRegistry(t, blob)
+	dead.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		dead.mu.Lock()
+		dead.seen = append(dead.seen, seen{at: time.Now()})
+		dead.mu.Unlock()
+		silent(w, req)
+	})
+	r := open(t, blob, patient, fixed(dead.host(t), alive.host(t)))
+	for off := range int64(5) {
+		want(t, r, blob, 100*off, 100)
+	}
+	if n := len(dead.requests()); n != 1 {
+		t.Errorf("the dead host was asked %d times, want once", n)
+	}
+	// A time that has passed: it's the first again.
+	r.mu.Lock()
+	r.avoided[dead.host(t).Host] = time.Now()
+	r.mu.Unlock()
+	want(t, r, blob, 500, 100)
+	if n := len(dead.requests()); n != 2 {
+		t.Errorf("the dead host was asked %d times, want twice", n)
+	}
+}
+
+// A host that stops to serve ranges is read from the beginning, by who can't do without.
+func TestAcceptWhole(t *testing.T) {
+	t.Parallel()
+	blob := randomBlob(300_000)
+	all := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(blob)))
+		_, _ = w.Write(blob) // until the client has enough
+	}
+	reg := newRegistry(t, blob)
+	reg.Config.Handler = http.HandlerFunc(all)
+	r := open(t, blob, patient, fixed(reg.host(t)))
+	if err := fails(t, r, 1000, 10); !errors.Is(err, ErrNoRange) {
+		t.Errorf("got %v, want %v", err, ErrNoRange)
+	}
+	r.AcceptWhole()
+	want(t, r, blob, 0, 1)
+	want(t, r, blob, 1000, 10)
+	want(t, r, blob, 250_000, 50_000)
+
+	// Another host that serves ranges is better.
+	good := newRegistry(t, blob)
+	bad := newRegistry(t, blob, all, all, all)
+	r = open(t, blob, patient, fixed(bad.host(t), good.host(t)))
+	r.AcceptWhole()
+	want(t, r, blob, 200_000, 10)
+	want(t, r, blob, 100_000, 10)
+	if b, g := len(bad.requests()), len(good.requests()); b != 1 || g != 2 {
+		t.Errorf("%d requests to the host that ignores ranges, %d to the other; want 1 and 2", b, g)
+	}
+
+	// It may break, and be another blob.
+	broken := newRegistry(t, blob, func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(blob)))
+		_, _ = w.Write(blob[:150_000])
+		panic(http.ErrAbortHandler)
+	}, all)
+	r = open(t, blob, patient, fixed(broken.host(t)))
+	r.AcceptWhole()
+	want(t, r, blob, 100_000, 100_000)
+	other := newRegistry(t, nil)
+	other.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(blob)-1))
+		_, _ = w.Write(blob[1:])
+	})
+	r = open(t, blob, Options{RetryFor: time.Second}, fixed(other.host(t)))
+	r.AcceptWhole()
+	contains(t, fails(t, r, 0, 10), "has 299999 bytes of a blob of 300000")
+}
