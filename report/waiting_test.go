@@ -55,6 +55,7 @@ func progressOf(t *testing.T) (context.Context, func() []string) {
 			}
 			lines = append(lines, line)
 		}
+		slices.Sort(lines) // the reader has them in no order
 		return lines
 	}
 }
@@ -85,7 +86,7 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 		}
 		why.Store("503, retrying")
 		time.Sleep(11 * time.Second)
-		if got := shown(); !slices.Equal(got, []string{"no answer yet since 0s until 15s", "503, retrying since 0s"}) {
+		if got := shown(); !slices.Equal(got, []string{"503, retrying since 0s", "no answer yet since 0s until 15s"}) {
 			t.Errorf("shown %q", got)
 		}
 		time.Sleep(10 * time.Second)
