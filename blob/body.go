@@ -93,6 +93,7 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 		b.last = fmt.Errorf("%s: %w", b.host, err)
 		b.hangUp(err)
+		b.retrying()
 	}
 }
 
@@ -146,7 +147,7 @@ func (b *body) open() error {
 		hosts = b.r.order(hosts, b.elsewhere)
 		b.whole = b.whole || len(hosts) == 1 && b.r.acceptsWhole()
 		retry := false
-		for _, h := range hosts {
+		for i, h := range hosts {
 			patience := b.patience()
 			if patience <= 0 && b.last != nil {
 				return b.last
@@ -164,6 +165,9 @@ func (b *body) open() error {
 			}
 			if !permanent(err) {
 				retry = true
+			}
+			if retry || i < len(hosts)-1 {
+				b.retrying()
 			}
 			if se, ok := errors.AsType[*statusError](err); ok {
 				b.after = max(b.after, se.after)
@@ -223,6 +227,12 @@ func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
 	}
 	b.attempt, b.rc, b.host, b.cancel, b.stall = ctx, rc, h.Host, cancel, stall
 	return nil
+}
+
+func (b *body) retrying() {
+	if f := b.r.opt.Retrying; f != nil {
+		f(b.r.dgst, b.last)
+	}
 }
 
 func (b *body) fail(err error) error {

@@ -39,6 +39,9 @@ type Options struct {
 	// Fetched is told of the bytes of every body part received, and of the time
 	// their reader waited for them. Called concurrently.
 	Fetched func(dgst digest.Digest, n int64, wait time.Duration)
+	// Retrying is told, each time that a request fails, why it is going to be made again, at the same host or another
+	// one, if there is time. Called concurrently.
+	Retrying func(dgst digest.Digest, why error)
 	// Failed is told of reads that were given up. Called concurrently.
 	Failed func(dgst digest.Digest, err error)
 }
@@ -93,7 +96,7 @@ func (r *Reader) Digest() digest.Digest { return r.dgst }
 // Size returns the blob's length in bytes, asking the registry for it if the
 // descriptor didn't say.
 func (r *Reader) Size(ctx context.Context) (int64, error) {
-	if n := r.knownSize(); n > 0 {
+	if n := r.KnownSize(); n > 0 {
 		return n, nil
 	}
 	body, err := r.Fetch(ctx, 0, 1)
@@ -104,14 +107,15 @@ func (r *Reader) Size(ctx context.Context) (int64, error) {
 	if _, err := io.Copy(io.Discard, body); err != nil {
 		return 0, err
 	}
-	n := r.knownSize()
+	n := r.KnownSize()
 	if n == 0 {
 		return 0, fmt.Errorf("read blob %s of %s: neither manifest nor registry says how long it is", r.dgst, r.ref.Locator)
 	}
 	return n, nil
 }
 
-func (r *Reader) knownSize() int64 {
+// KnownSize returns the blob's length in bytes, 0 if neither descriptor nor registry has said it so far.
+func (r *Reader) KnownSize() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.size

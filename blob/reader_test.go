@@ -256,6 +256,9 @@ func TestCallbacks(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 			reg.serve(w, req)
 		},
+		reg.cut(1000),
+		status(http.StatusServiceUnavailable),
+		reg.serve,
 		status(http.StatusNotFound),
 	}
 	var (
@@ -263,8 +266,17 @@ func TestCallbacks(t *testing.T) {
 		bytes  int64
 		waited time.Duration
 		failed []error
+		again  []string
 	)
 	opt := quick
+	opt.Retrying = func(d digest.Digest, why error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if d != digest.FromBytes(blob) {
+			t.Errorf("retrying %s", d)
+		}
+		again = append(again, why.Error())
+	}
 	opt.Fetched = func(d digest.Digest, n int64, wait time.Duration) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -287,7 +299,18 @@ func TestCallbacks(t *testing.T) {
 	if bytes != 40_000 || waited < 50*time.Millisecond || waited > 10*time.Second || len(failed) != 0 {
 		t.Errorf("fetched %d bytes, waited %s, failed %v", bytes, waited, failed)
 	}
+	if len(again) != 0 {
+		t.Errorf("retried %q", again)
+	}
+	want(t, r, blob, 0, 2000)
+	host := reg.host(t).Host
+	if len(again) != 2 || !strings.HasPrefix(again[0], host+": ") || again[1] != host+" answered 503 Service Unavailable" {
+		t.Errorf("retried %q", again)
+	}
 	err := fails(t, r, 0, 1)
+	if len(again) != 2 { // a refusal is for good
+		t.Errorf("retried %q", again)
+	}
 	if len(failed) != 1 || failed[0].Error() != err.Error() {
 		t.Errorf("failed %v, want %v", failed, err)
 	}
@@ -297,7 +320,7 @@ func TestCallbacks(t *testing.T) {
 	if _, err := read(ctx, r, 0, 1); err == nil {
 		t.Error("read with a cancelled context")
 	}
-	if len(failed) != 1 || bytes != 40_000 {
+	if len(failed) != 1 || bytes != 42_000 {
 		t.Errorf("fetched %d bytes, failed %v", bytes, failed)
 	}
 }

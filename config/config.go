@@ -30,9 +30,8 @@ const (
 
 // Limits of the values in the [lazy] table.
 const (
-	MinChunkSize = 4 << 10 // bytes; below it a request costs more than what it carries
-	MaxChunkSize = 1 << 30 // bytes
-	MaxTimeout   = 24 * time.Hour
+	MinMaxSize = 1 << 20 // bytes; less than many a table of contents takes
+	MaxTimeout = 24 * time.Hour
 )
 
 // Config is one buildkitd.toml.
@@ -56,13 +55,9 @@ type Lazy struct {
 	// is read, and what reading it suggests, is fetched. Key "prefetch".
 	Prefetch bool
 
-	// BackgroundFetch goes on to fetch the rest of mounted layers while no build step reads. Default false.
-	// Key "background-fetch".
+	// BackgroundFetch goes on to fetch the rest of layers that something was read of, while nothing else is fetched. Default
+	// true. Key "background-fetch".
 	BackgroundFetch bool
-
-	// ChunkSize is the number of bytes one ranged read asks for, from MinChunkSize to MaxChunkSize. Zero (default)
-	// is the door's built-in size. Key "chunk-size": a number of bytes, or a string such as "512KiB".
-	ChunkSize int64
 
 	// FetchTimeout is how long a ranged read goes on trying, at the registry and its mirrors, without a byte arriving;
 	// then the reader gets an error. Up to MaxTimeout. Zero (default) is the door's built-in limit. Key
@@ -73,10 +68,15 @@ type Lazy struct {
 	// eagerly. Up to MaxTimeout. Zero (default) is the door's built-in limit. Key "mount-timeout", like
 	// "fetch-timeout".
 	MountTimeout time.Duration
+
+	// MaxSize is how many bytes of disk lazy layers may take, at least MinMaxSize. Above it, those that no build uses are
+	// dropped, least recently used first, and fetched again when they are used; those in use may take more. Zero (default)
+	// is no limit but BuildKit's GC policy. Key "max-size": a number of bytes, or a string such as "50GiB".
+	MaxSize int64
 }
 
 // Default returns the [lazy] table of an empty file.
-func Default() Lazy { return Lazy{Mount: MountAuto} }
+func Default() Lazy { return Lazy{Mount: MountAuto, BackgroundFetch: true} }
 
 // Load reads the file at path. Errors are one line, begin with the path and carry the line number where there is one.
 func Load(path string) (Config, error) {

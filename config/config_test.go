@@ -30,26 +30,30 @@ func TestLazy(t *testing.T) {
 		{name: "mount fuse", in: "[lazy]\nmount = 'fuse'\n", want: with(func(l *Lazy) { l.Mount = MountFUSE })},
 		{name: "mount empty", in: "[lazy]\nmount = ''\n", want: def},
 		{name: "dotted", in: "lazy.prefetch = true\n", want: with(func(l *Lazy) { l.Prefetch = true })},
-		{name: "inline", in: "lazy = {prefetch = true, background-fetch = true}\n", want: with(func(l *Lazy) { l.Prefetch, l.BackgroundFetch = true, true })},
+		{name: "inline", in: "lazy = {prefetch = true, background-fetch = false}\n", want: with(func(l *Lazy) { l.Prefetch, l.BackgroundFetch = true, false })},
 		{name: "everything", in: `
 root = "/r"
 [lazy]
 mount = "auto"
 prefetch = true
-background-fetch = true
-chunk-size = "512KiB"
+background-fetch = false
+max-size = "512MiB"
 fetch-timeout = "1m30s"
 mount-timeout = 7
 [worker.oci]
 snapshotter = "overlayfs"
-`, want: Lazy{Mount: MountAuto, Prefetch: true, BackgroundFetch: true, ChunkSize: 512 << 10, FetchTimeout: 90 * time.Second, MountTimeout: 7 * time.Second}},
-		{name: "size as number", in: "[lazy]\nchunk-size = 65536\n", want: with(func(l *Lazy) { l.ChunkSize = 65536 })},
-		{name: "size with suffix", in: "[lazy]\nchunk-size = \"4MB\"\n", want: with(func(l *Lazy) { l.ChunkSize = 4 << 20 })},
-		{name: "size zero", in: "[lazy]\nchunk-size = 0\n", want: def},
+`, want: Lazy{Mount: MountAuto, Prefetch: true, MaxSize: 512 << 20, FetchTimeout: 90 * time.Second, MountTimeout: 7 * time.Second}},
+		{name: "size as number", in: "[lazy]\nmax-size = 65536000\n", want: with(func(l *Lazy) { l.MaxSize = 65536000 })},
+		{name: "size with suffix", in: "[lazy]\nmax-size = \"4MB\"\n", want: with(func(l *Lazy) { l.MaxSize = 4 << 20 })},
+		{name: "limit", in: "[lazy]\nmax-size = \"50GiB\"\n", want: with(func(l *Lazy) { l.MaxSize = 50 << 30 })},
+		{name: "limit zero", in: "[lazy]\nmax-size = 0\n", want: def},
+		{name: "limit too small", in: "[lazy]\nmax-size = 4096\n", err: `:2: [lazy] max-size: size "4096" is out of range; want ` + wanted["max-size"]},
+		{name: "limit negative", in: "[lazy]\nmax-size = -1\n", err: `:2: [lazy] max-size: size "-1" is out of range; want ` + wanted["max-size"]},
+		{name: "limit nonsense", in: "[lazy]\nmax-size = \"10%\"\n", err: `:2: [lazy] max-size: invalid size "10%"; want ` + wanted["max-size"]},
 
 		{name: "unknown key", in: "\n[lazy]\nprefetsch = true\n", err: `:3: unknown key "prefetsch" in [lazy]; did you mean "prefetch"?`},
-		{name: "underscore for dash", in: "[lazy]\nchunk_size = 1\n", err: `:2: unknown key "chunk_size" in [lazy]; did you mean "chunk-size"?`},
-		{name: "nothing near", in: "[lazy]\nfrobnicate-widgets = 1\n", err: `:2: unknown key "frobnicate-widgets" in [lazy]; known keys: background-fetch, chunk-size, fetch-timeout, mount, mount-timeout, prefetch`},
+		{name: "underscore for dash", in: "[lazy]\nmax_size = 1\n", err: `:2: unknown key "max_size" in [lazy]; did you mean "max-size"?`},
+		{name: "nothing near", in: "[lazy]\nfrobnicate-widgets = 1\n", err: `:2: unknown key "frobnicate-widgets" in [lazy]; known keys: background-fetch, fetch-timeout, max-size, mount, mount-timeout, prefetch`},
 		{name: "unknown keys", in: "[lazy]\nmout = 1\n\nprefetch = true\nfetch-timout = 1\n", err: `:2: unknown key "mout" in [lazy]; did you mean "mount"?; line 5: unknown key "fetch-timout" in [lazy]; did you mean "fetch-timeout"?`},
 		{name: "unknown subtable", in: "[lazy.mounts]\na = 1\n", err: `:1: unknown key "mounts" in [lazy]; did you mean "mount"?`},
 		{name: "unknown dotted", in: "[lazy]\nmounts.a = 1\n", err: `:2: unknown key "mounts.a" in [lazy]; did you mean "mount"?`},
@@ -57,13 +61,9 @@ snapshotter = "overlayfs"
 		{name: "mount bool", in: "[lazy]\n\nmount = true\n", err: `:3: [lazy] mount: unknown mount "true"; want "auto", "erofs", "fuse" or "off"`},
 		{name: "bool as string", in: "[lazy]\nprefetch = \"true\"\n", err: `:2: [lazy] prefetch: wrong type; want true or false`},
 		{name: "bool as number", in: "[lazy]\nbackground-fetch = 1\n", err: `:2: [lazy] background-fetch: wrong type; want true or false`},
-		{name: "size negative", in: "[lazy]\nchunk-size = -1\n", err: `:2: [lazy] chunk-size: size "-1" is out of range; want ` + wanted["chunk-size"]},
-		{name: "size too small", in: "[lazy]\nchunk-size = 512\n", err: `:2: [lazy] chunk-size: size "512" is out of range; want ` + wanted["chunk-size"]},
-		{name: "size too large", in: "[lazy]\nchunk-size = \"2GiB\"\n", err: `:2: [lazy] chunk-size: size "2GiB" is out of range; want ` + wanted["chunk-size"]},
-		{name: "size nonsense", in: "[lazy]\nchunk-size = \"big\"\n", err: `:2: [lazy] chunk-size: invalid size "big"; want ` + wanted["chunk-size"]},
-		{name: "two wrong values", in: "[lazy]\nchunk-size = 1\nmount = \"on\"\n", err: `:3: [lazy] mount: unknown mount "on"; want "auto", "erofs", "fuse" or "off"; line 2: [lazy] chunk-size: size "1" is out of range; want ` + wanted["chunk-size"]},
+		{name: "two wrong values", in: "[lazy]\nmax-size = 1\nmount = \"on\"\n", err: `:3: [lazy] mount: unknown mount "on"; want "auto", "erofs", "fuse" or "off"; line 2: [lazy] max-size: size "1" is out of range; want ` + wanted["max-size"]},
 		{name: "any case", in: "[Lazy]\nPrefetch = true\nMOUNT = \"on\"\n", err: `:3: [lazy] mount: unknown mount "on"; want "auto", "erofs", "fuse" or "off"`},
-		{name: "size list", in: "[lazy]\nchunk-size = [1]\n", err: `:2: [lazy] chunk-size: wrong type; want ` + wanted["chunk-size"]},
+		{name: "size list", in: "[lazy]\nmax-size = [1]\n", err: `:2: [lazy] max-size: wrong type; want ` + wanted["max-size"]},
 		{name: "duration nonsense", in: "[lazy]\nfetch-timeout = \"soon\"\n", err: `:2: [lazy] fetch-timeout: invalid duration "soon"; want ` + wanted["fetch-timeout"]},
 		{name: "duration negative", in: "[lazy]\nmount-timeout = \"-1s\"\n", err: `:2: [lazy] mount-timeout: duration "-1s" is out of range; want ` + wanted["mount-timeout"]},
 		{name: "duration wraps", in: "[lazy]\nmount-timeout = 9223372036854775807\n", err: `:2: [lazy] mount-timeout: duration "9223372036854775807" is out of range; want ` + wanted["mount-timeout"]},
@@ -189,9 +189,9 @@ func TestLoad(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
-		"", "[lazy]\n", "[lazy]\nmount = \"off\"\n", "lazy.chunk-size = \"1MiB\"\n", "[[lazy]]\n", "lazy = 1\n", "[lazy]\nmount = {a = 1}\n",
+		"", "[lazy]\n", "[lazy]\nmount = \"off\"\n", "lazy.max-size = \"1MiB\"\n", "[[lazy]]\n", "lazy = 1\n", "[lazy]\nmount = {a = 1}\n",
 		"[lazy]\nfetch-timeout = 1e9\n", "[lazy]\nmount-timeout = 1979-05-27\n", "[lazy]\nmounts.x.y = []\n", "[lazy.lazy]\n[lasy]\n",
-		"[lazy]\nchunk-size = \"9999999999GB\"\n", "[worker.oci]\ngc = true\n[lazy]\nprefetch = false # \xff\n",
+		"[lazy]\nmax-size = \"9999999999GB\"\n", "[worker.oci]\ngc = true\n[lazy]\nprefetch = false # \xff\n",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -207,8 +207,8 @@ func FuzzParse(f *testing.F) {
 		if _, err := ParseMount(l.Mount); err != nil || l.Mount == "" {
 			t.Errorf("mount %q got through", l.Mount)
 		}
-		if l.ChunkSize != 0 && (l.ChunkSize < MinChunkSize || l.ChunkSize > MaxChunkSize) {
-			t.Errorf("chunk-size %d got through", l.ChunkSize)
+		if l.MaxSize != 0 && l.MaxSize < MinMaxSize {
+			t.Errorf("max-size %d got through", l.MaxSize)
 		}
 		for _, d := range []time.Duration{l.FetchTimeout, l.MountTimeout} {
 			if d < 0 || d > MaxTimeout {

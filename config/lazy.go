@@ -20,12 +20,12 @@ import (
 // lazyTable is the [lazy] table on its way in. Strings and numbers arrive as text and are judged by their keys
 // afterwards: the decoder has a line number for an error of a string's UnmarshalText, but none for a number's.
 type lazyTable struct {
-	Mount           text `toml:"mount"`
-	Prefetch        bool `toml:"prefetch"`
-	BackgroundFetch bool `toml:"background-fetch"`
-	ChunkSize       text `toml:"chunk-size"`
-	FetchTimeout    text `toml:"fetch-timeout"`
-	MountTimeout    text `toml:"mount-timeout"`
+	Mount           text  `toml:"mount"`
+	Prefetch        bool  `toml:"prefetch"`
+	BackgroundFetch *bool `toml:"background-fetch"`
+	FetchTimeout    text  `toml:"fetch-timeout"`
+	MountTimeout    text  `toml:"mount-timeout"`
+	MaxSize         text  `toml:"max-size"`
 }
 
 // text is a string, or any other scalar as it is written. The zero value is an absent key.
@@ -44,8 +44,8 @@ var wanted = map[string]string{
 	"mount":            `"auto", "erofs", "fuse" or "off"`,
 	"prefetch":         "true or false",
 	"background-fetch": "true or false",
-	"chunk-size":       `a number of bytes or a string such as "512KiB", from 4KiB to 1GiB, or 0 for the default`,
 	"fetch-timeout":    `a number of seconds or a string such as "30s", up to 24h, or 0 for the default`,
+	"max-size":         `a number of bytes or a string such as "50GiB", at least 1MiB, or 0 for no limit`,
 	"mount-timeout":    `a number of seconds or a string such as "30s", up to 24h, or 0 for the default`,
 }
 
@@ -65,11 +65,14 @@ func parseLazy(data []byte) (Lazy, []string, error) {
 	}
 	t := doc.Lazy
 	lazy := Default()
-	lazy.Prefetch, lazy.BackgroundFetch = t.Prefetch, t.BackgroundFetch
+	lazy.Prefetch = t.Prefetch
+	if t.BackgroundFetch != nil {
+		lazy.BackgroundFetch = *t.BackgroundFetch
+	}
 	err = errors.Join(
 		assign(&lazy.Mount, t.Mount, ParseMount, "mount", lines),
-		assign(&lazy.ChunkSize, t.ChunkSize, parseSize, "chunk-size", lines),
 		assign(&lazy.FetchTimeout, t.FetchTimeout, parseDuration, "fetch-timeout", lines),
+		assign(&lazy.MaxSize, t.MaxSize, parseMaxSize, "max-size", lines),
 		assign(&lazy.MountTimeout, t.MountTimeout, parseDuration, "mount-timeout", lines),
 	)
 	if err != nil {
@@ -188,7 +191,7 @@ func ParseMount(s string) (string, error) {
 	return "", fmt.Errorf("unknown mount %q", s)
 }
 
-func parseSize(s string) (int64, error) {
+func parseMaxSize(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
 		n, err = units.RAMInBytes(s)
@@ -196,7 +199,7 @@ func parseSize(s string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("invalid size %q", s)
 	}
-	if n != 0 && (n < MinChunkSize || n > MaxChunkSize) {
+	if n != 0 && n < MinMaxSize {
 		return 0, fmt.Errorf("size %q is out of range", s)
 	}
 	return n, nil

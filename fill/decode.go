@@ -160,6 +160,9 @@ func (f *Filler) write(c int, size int64, want [sha256.Size]byte, r io.Reader) e
 	if err := f.sink.WriteChunk(c, p); err != nil {
 		return err
 	}
+	if fr := f.layer.Chunks[c].Frame; bytes.HasPrefix(p, []byte(elfMagic)) && f.layer.Frames[fr].FirstChunk == uint32(c) {
+		f.programs.set(int(fr))
+	}
 	f.count.served.Add(size)
 	return nil
 }

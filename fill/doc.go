@@ -18,10 +18,14 @@
 // sends requests while there is room, neighbours in one (scheduler.go). A request hands its frames on as they
 // arrive, and they land decoded, verified and written (request.go, decode.go).
 //
-// How far a read is widened depends on evidence: the rest of a small file, then twice and four times what was read
-// in one place, up to a few times what the link carries in a round trip, which is measured (estimate.go). What was fetched
-// and isn't used is bounded by about a fifth of what is, whatever the pattern (afford in widen.go). When half of a layer
-// has been asked for, all of it is fetched.
+// How far a read is widened depends on evidence: the rest of a small file, its neighbours in the directory, then twice and four
+// times what was read in one place, up to a few times what the link carries in a round trip, which is measured
+// (estimate.go). What was fetched and isn't used is bounded by what was guessed right, a sixteenth of what was asked for and a few
+// round trips' worth, whatever the pattern (afford in widen.go). When most of a layer has been asked for, all of it is fetched.
+//
+// What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
+// for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go). Content steers
+// only what is fetched, and no further than guesses do: it has been verified, and is trusted no more for it.
 //
 // Goroutines belong to the Scheduler or the Filler whose work they do: its Close cancels and waits for
 // them. All methods are safe for concurrent use.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,8 +43,25 @@ type LayerOptions struct {
 	// Name is what errors call the layer, e.g. its digest.
 	Name string
 	// Slow, if not nil, is told of a read that has waited for SchedulerOptions.SlowAfter and still
-	// does, with a path of the file that it waits for. Called concurrently.
-	Slow func(file string, waited time.Duration)
+	// does, with a path of the file that it waits for. It returns what is called when the wait is over, if
+	// that isn't nil. Called concurrently.
+	Slow func(file string, waited time.Duration) (over func())
+	// Missed, if not nil, is told of every Fill that has waited, when that is over. Called concurrently.
+	Missed func(Miss)
+	// Corrupt, if not nil, is told of every frame that failed verification. It must not block, and must not call the
+	// Filler or its Scheduler.
+	Corrupt func()
+}
+
+// Miss is a Fill that had to wait for bytes.
+type Miss struct {
+	// Off and Bytes are the range of the data space that was asked for.
+	Off, Bytes int64
+	// Start and Waited say when it was and how long it took.
+	Start  time.Time
+	Waited time.Duration
+	// Err is what Fill returned.
+	Err error
 }
 
 var errClosedFiller = errors.New("layer is closed")
@@ -56,36 +74,48 @@ type Filler struct {
 	sink  Sink
 	opt   LayerOptions
 
-	ctx    context.Context //nolint:containedctx // of the requests, which outlive who asked first
-	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup // of the requests and of what decodes
-	files  []extent       // by first frame
-	size   int64          // of all frames, in bytes
+	ctx     context.Context //nolint:containedctx // of the requests, which outlive who asked first
+	cancel  context.CancelCauseFunc
+	wg      sync.WaitGroup    // of the requests and of what decodes
+	files   []extent          // by first frame
+	parents map[uint32]uint32 // of directories
+	size    int64             // of all frames, in bytes
 
 	doubts  Doubter // the sink, if it is one
 	doubt   bitmap  // frames with chunks that were in doubt when the layer was opened
 	touched bitmap  // frames that somebody has asked for
 	count   counters
 
+	binary   bitmap // first frames of files that look like programs and libraries
+	programs bitmap // frames that begin with an ELF file
+	named    bitmap // frames that something needs which was read
+
 	// Guarded by Scheduler.mu.
 	closed      bool
-	flights     map[int]*flight   // by frame
-	guesses     []evidence        // why a frame was fetched that nobody had asked for, nor has since
-	guessed     [strict + 1]int64 // bytes of them
-	used        int64             // compressed bytes of the frames touched
-	hinted      int64             // compressed bytes that Prefetch has asked for
-	runs        []*run            // most recently used last
-	most        bool              // most of the layer was asked for: all of it is fetched
-	cursor      int               // where sweep goes on
-	unswept     int               // frames that sweep hasn't looked at
-	pausedUntil time.Time         // nothing is fetched before that nobody waits for
+	flights     map[int]*flight  // by frame
+	guesses     []evidence       // why a frame was fetched that nobody had asked for, nor has since
+	guessed     [reasons]int64   // bytes of them
+	right       [reasons]int64   // bytes of those that somebody has asked for since
+	used        int64            // compressed bytes of the frames touched
+	hinted      int64            // compressed bytes that Prefetch has asked for
+	runs        []*run           // most recently used last
+	beside      map[*Filler]int  // layers of the same images, and by how much they are above
+	announces   map[int][]string // files that are read when a frame is, until it is
+	below       map[uint32]int   // directories in them, and in those, of which something was asked for
+	unread      map[int]uint32   // programs to look into when a frame is there, by the frame
+	looked      map[uint32]bool  // those that were
+	touches     int              // frames touched
+	most        bool             // most of the layer was asked for: all of it is fetched
+	cursor      int              // where sweep goes on
+	unswept     int              // frames that sweep hasn't looked at
+	pausedUntil time.Time        // nothing is fetched before that nobody waits for
 	pause       time.Duration
 }
 
 // extent is the frames of a file, from first up to end, and the directory that the file is in.
 type extent struct {
 	first, end int
-	dir        uint32
+	dir, inode uint32
 }
 
 // Open returns a Filler of l, whose blob is read from from. The caller closes it.
@@ -93,7 +123,9 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	f := &Filler{
 		s: s, layer: l, from: from, sink: to, opt: opt,
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
+		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
+		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{},
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	if d, ok := to.(Doubter); ok {
@@ -105,7 +137,8 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	for i := range l.Frames {
 		f.size += l.Frames[i].Size
 	}
-	f.files = filesOf(l)
+	f.files, f.parents = filesOf(l), parentsOf(l)
+	f.findBinaries()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
@@ -123,13 +156,40 @@ func filesOf(l *layer.Layer) []extent {
 				continue
 			}
 			last := in.FirstChunk + in.NumChunks - 1
-			files = append(files, extent{int(l.Chunks[in.FirstChunk].Frame), int(l.Chunks[last].Frame) + 1, dir})
+			files = append(files, extent{int(l.Chunks[in.FirstChunk].Frame), int(l.Chunks[last].Frame) + 1, dir, e.Inode})
 		}
 	}
 	slices.SortFunc(files, func(a, b extent) int {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end), cmp.Compare(a.dir, b.dir))
 	})
 	return slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end })
+}
+
+// findBinaries finds the files that look like programs and libraries.
+func (f *Filler) findBinaries() {
+	l := f.layer
+	f.binary = newBitmap(len(l.Frames))
+	for _, d := range l.All() {
+		for _, e := range d.Entries {
+			in := &l.Inodes[e.Inode]
+			if in.IsRegular() && in.NumChunks > 0 && (in.Mode&0o111 != 0 || strings.Contains(e.Name, ".so")) {
+				f.binary.set(int(l.Chunks[in.FirstChunk].Frame))
+			}
+		}
+	}
+}
+
+// parentsOf returns the directories that directories are in.
+func parentsOf(l *layer.Layer) map[uint32]uint32 {
+	parents := map[uint32]uint32{}
+	for dir, d := range l.All() {
+		for _, e := range d.Entries {
+			if l.Inodes[e.Inode].IsDir() {
+				parents[e.Inode] = dir
+			}
+		}
+	}
+	return parents
 }
 
 // Fill returns nil when the n bytes of the data space at off are in the sink. ctx bounds the wait; what is under way
@@ -139,7 +199,7 @@ func (f *Filler) Fill(ctx context.Context, off, n int64) error {
 	first, end := f.layer.ChunksOf(off, n)
 	for c := first; c < end; c++ {
 		if !f.sink.Have(c) || !f.touched.has(int(f.layer.Chunks[c].Frame)) {
-			return f.miss(ctx, first, end)
+			return f.miss(ctx, Miss{Off: off, Bytes: n}, first, end)
 		}
 	}
 	f.count.hits.Add(1)
@@ -147,7 +207,7 @@ func (f *Filler) Fill(ctx context.Context, off, n int64) error {
 }
 
 // miss asks for the chunks from first up to end and waits for them.
-func (f *Filler) miss(ctx context.Context, first, end int) error {
+func (f *Filler) miss(ctx context.Context, m Miss, first, end int) error {
 	for c := first; c < end && f.doubts != nil; c++ {
 		if !f.sink.Have(c) && f.doubt.has(int(f.layer.Chunks[c].Frame)) {
 			f.doubts.Verify(c) // if it is wrong, it's missing
@@ -162,17 +222,20 @@ func (f *Filler) miss(ctx context.Context, first, end int) error {
 		return nil
 	}
 	f.count.misses.Add(1)
-	start := time.Now()
-	err = f.wait(ctx, flights, start)
-	waited := time.Since(start)
-	f.count.waited.Add(int64(waited))
+	m.Start = time.Now()
+	m.Err = f.wait(ctx, flights, m.Start)
+	m.Waited = time.Since(m.Start)
+	f.count.waited.Add(int64(m.Waited))
 	if f.s.opt.Waited != nil {
-		f.s.opt.Waited(waited)
+		f.s.opt.Waited(m.Waited)
 	}
-	if err != nil && context.Cause(ctx) == nil {
+	if m.Err != nil && context.Cause(ctx) == nil {
 		f.count.errors.Add(1)
 	}
-	return err
+	if f.opt.Missed != nil {
+		f.opt.Missed(m)
+	}
+	return m.Err
 }
 
 // wait waits for all flights, or for the first that fails.
@@ -193,7 +256,9 @@ func (f *Filler) wait(ctx context.Context, flights []*flight, start time.Time) e
 				landed = true
 			case <-slow:
 				slow = nil
-				f.opt.Slow(f.fileOf(int(f.layer.Frames[fl.frame].FirstChunk)), time.Since(start))
+				if over := f.opt.Slow(f.fileOf(int(f.layer.Frames[fl.frame].FirstChunk)), time.Since(start)); over != nil {
+					defer over()
+				}
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
@@ -309,7 +374,7 @@ func (f *Filler) land(fl *flight, err error) {
 		return
 	}
 	// Who has asked may ask again; the rest waits.
-	f.settle(fl.frame)
+	f.settle(fl.frame, false)
 	f.unswept = len(f.layer.Frames)
 	f.pause = min(max(2*f.pause, firstPause), maxPause)
 	f.pausedUntil = time.Now().Add(f.pause)
@@ -337,6 +402,9 @@ func (f *Filler) Close() error {
 	s.mu.Lock()
 	f.closed = true
 	s.fillers = slices.DeleteFunc(s.fillers, func(o *Filler) bool { return o == f })
+	for o := range f.beside {
+		delete(o.beside, f)
+	}
 	for _, fl := range f.flights {
 		if fl.state == queued {
 			if fl.in != nil {

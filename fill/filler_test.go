@@ -295,8 +295,10 @@ func TestCorruptOnceIsFetchedAgain(t *testing.T) {
 					spoilt = true
 				}
 			}
+			told := 0
+			b.opt.Corrupt = func() { told++ }
 			b.readFile(t, file)
-			if st := b.Stats(); !spoilt || st.Corrupt != 1 || st.Retries != 1 || st.Errors != 0 {
+			if st := b.Stats(); !spoilt || told != 1 || st.Corrupt != 1 || st.Retries != 1 || st.Errors != 0 {
 				t.Errorf("%+v", st)
 			}
 			b.sink.once(t)
@@ -441,14 +443,32 @@ func TestSlowReadsAreTold(t *testing.T) {
 		var waits []time.Duration
 		s := NewScheduler(SchedulerOptions{Waited: func(d time.Duration) { waits = append(waits, d) }})
 		defer s.Close()
-		f := s.Open(im.Layer, l.serve(im), newMemory(im), LayerOptions{Slow: func(file string, d time.Duration) {
-			told = append(told, fmt.Sprint(file, " ", d))
-		}})
-		if err := f.Fill(t.Context(), 0, 1); err != nil {
-			t.Fatal(err)
+		start := time.Now()
+		var over time.Duration
+		var misses []Miss
+		f := s.Open(im.Layer, l.serve(im), newMemory(im), LayerOptions{
+			Slow: func(file string, d time.Duration) func() {
+				told = append(told, fmt.Sprint(file, " ", d))
+				if q := s.Queue(); q != (Queue{Demand: int64(len(im.blob))}) {
+					t.Errorf("queue %+v", q)
+				}
+				return func() { over = time.Since(start) }
+			},
+			Missed: func(m Miss) { misses = append(misses, m) },
+		})
+		for range 2 { // the second one hits
+			if err := f.Fill(t.Context(), 0, 1); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if fmt.Sprint(told) != "[0 5s]" || len(waits) != 1 || waits[0] < 10*time.Second {
-			t.Errorf("told %v, waits %v", told, waits)
+		if fmt.Sprint(told) != "[0 5s]" || len(waits) != 1 || waits[0] < 10*time.Second || over != waits[0] {
+			t.Errorf("told %v, over after %v, waits %v", told, over, waits)
+		}
+		if want := []Miss{{Bytes: 1, Start: start, Waited: over}}; !slices.Equal(misses, want) {
+			t.Errorf("misses %+v, want %+v", misses, want)
+		}
+		if q := s.Queue(); q != (Queue{}) {
+			t.Errorf("queue %+v when all is there", q)
 		}
 		if st := f.Stats(); st.Waited != waits[0] || st.Misses != 1 || st.Fetched != int64(len(im.blob)) || st.Written != 1<<20 || st.Missing != 0 {
 			t.Errorf("%+v", st)

@@ -171,19 +171,20 @@ func (s *Scheduler) decoded(fl *flight, err, lost error) {
 	switch {
 	case err == nil:
 		f.land(fl, nil)
+		f.learn(fl.frame)
 	case ok && lost != nil:
 		f.land(fl, lost)
 	case ok && f.closed:
 		f.land(fl, errClosedFiller)
 	case ok && !fl.again:
-		f.count.corrupt.Add(1)
+		f.corrupted()
 		f.count.retries.Add(1)
 		fl.again = true
 		fl.in, fl.req = nil, nil
 		s.held -= fl.size()
 		s.enqueue(fl)
 	case ok:
-		f.count.corrupt.Add(1)
+		f.corrupted()
 		f.land(fl, bad)
 	default:
 		f.land(fl, fmt.Errorf("store: %w", err))

@@ -230,8 +230,9 @@ func (s *Scheduler) plan(fl *flight) *request {
 		}
 		for between := last + 1; between < next; between++ {
 			if !f.afford(f.layer.Frames[between].Size, near) {
-				return r
+				return r // which ends with what it has so far
 			}
+			r.end = f.layer.Frames[between].End()
 			r.flights = append(r.flights, f.flight(between, fl.level, near))
 		}
 		r.flights = append(r.flights, nf)

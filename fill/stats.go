@@ -63,3 +63,42 @@ func (f *Filler) Stats() Stats {
 	}
 	return s
 }
+
+// corrupted takes note of a frame that failed verification.
+func (f *Filler) corrupted() {
+	f.count.corrupt.Add(1)
+	if f.opt.Corrupt != nil {
+		f.opt.Corrupt()
+	}
+}
+
+// Queue is what a Scheduler has before it, in compressed bytes asked for or about to be that haven't been written, by
+// how urgent they are.
+type Queue struct {
+	// Demand is what somebody waits for, Ahead what is read ahead of somebody, Profiled what Prefetch has asked for.
+	Demand     int64 `json:"demand"`
+	Ahead      int64 `json:"ahead"`
+	Profiled   int64 `json:"profiled"`
+	Background int64 `json:"background"`
+	// Unswept are the frames that background work hasn't come to yet, of layers that something was read of; 0 unless
+	// SchedulerOptions.Background is set.
+	Unswept int64 `json:"unsweptFrames"`
+}
+
+// Queue returns what is to be done.
+func (s *Scheduler) Queue() Queue {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var bytes [levels]int64
+	var q Queue
+	for _, f := range s.fillers {
+		for _, fl := range f.flights {
+			bytes[fl.level] += fl.size()
+		}
+		if s.opt.Background && f.used > 0 {
+			q.Unswept += int64(f.unswept)
+		}
+	}
+	q.Demand, q.Ahead, q.Profiled, q.Background = bytes[demand], bytes[ahead], bytes[profiled], bytes[background]
+	return q
+}

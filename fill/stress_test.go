@@ -130,7 +130,7 @@ func confuse(t *testing.T, seed uint64, images []*image) {
 		if len(b.flights) != 0 {
 			t.Errorf("seed %d: %d flights left", seed, len(b.flights))
 		}
-		var guessed [strict + 1]int64
+		var guessed [reasons]int64
 		for i, why := range b.guesses {
 			if why != asked {
 				guessed[why] += b.im.Frames[i].Size

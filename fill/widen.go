@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"sort"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 // A run is a place of a layer that is being read from front to back, maybe leaving something out: a file, or the files
@@ -20,9 +22,13 @@ type run struct {
 const (
 	maxRuns = 16
 	// nearby is the number of bytes that a run may leave out, at least.
-	nearby = 32 << 10
+	nearby = 64 << 10
 	// light is the number of bytes up to which a frame is fetched for being near to others.
-	light = 16 << 10
+	light = 32 << 10
+	// tiny is the same for being in a directory next to others.
+	tiny = 8 << 10
+	// manyDirs is how many directories side by side are read until others are expected to be.
+	manyDirs = 3
 	// anySize is no such number.
 	anySize = math.MaxInt64
 	// smallFile is the number of compressed bytes up to which a file is fetched as a whole.
@@ -45,32 +51,50 @@ type evidence uint8
 const (
 	asked  evidence = iota // it has been
 	guess                  // what was asked for is next to it
+	cousin                 // what was asked for is in directories next to its own
 	near                   // so were some of its neighbours
 	strict                 // everything before it was asked for, in this order, or much of its file
+	linked                 // a program needs it that was asked for
+	reasons
 )
 
-// afford reports whether n more bytes may be fetched that nobody has asked for. What stays unused of them is bounded by less
-// than a third of what was asked for and a few round trips' worth, however the layer is read; guessing right makes room for
-// more of it, and no kind of guess takes the room of another.
+// afford reports whether n more bytes may be fetched that nobody has asked for. What stays unused of them is bounded by what
+// guesses of the same kind were right, a sixteenth of what was asked for, and a few round trips' worth, however the layer is
+// read: guessing right makes room for more of it, and no kind of guess takes the room of another.
 func (f *Filler) afford(n int64, why evidence) bool {
-	bdp := f.s.est.bdp()
-	var limit int64
-	switch why {
-	case guess:
-		limit = min(bdp/4, 256<<10) + f.used/16
-	case near:
-		limit = min(bdp/2, 512<<10) + (f.used+f.hinted)/8
-	case strict:
-		limit = max(6*bdp, 2<<20) + f.used/10
+	left := f.allowance(why) - f.guessed[why]
+	if why < strict {
+		left /= 16 // so that there is always some for what is small, which saves a round trip as well
 	}
-	return f.guessed[why]+n <= limit
+	return n <= left
+}
+
+func (f *Filler) allowance(why evidence) int64 {
+	bdp := f.s.est.bdp()
+	n := f.right[why] + (f.used+f.hinted)/16
+	switch why {
+	case guess, cousin:
+		return n + min(bdp, 1<<20)
+	case near:
+		return n + min(4*bdp, 4<<20)
+	case strict:
+		return n + max(6*bdp, 2<<20)
+	default:
+		return n + max(16*bdp, 8<<20)
+	}
 }
 
 // settle ends the account of a guess: it was right, or failed.
-func (f *Filler) settle(frame int) {
-	if why := f.guesses[frame]; why != asked {
-		f.guessed[why] -= f.layer.Frames[frame].Size
-		f.guesses[frame] = asked
+func (f *Filler) settle(frame int, right bool) {
+	why := f.guesses[frame]
+	if why == asked {
+		return
+	}
+	n := f.layer.Frames[frame].Size
+	f.guesses[frame] = asked
+	f.guessed[why] -= n
+	if right {
+		f.right[why] += n
 	}
 }
 
@@ -78,9 +102,11 @@ func (f *Filler) settle(frame int) {
 func (f *Filler) touch(i int) {
 	size := f.layer.Frames[i].Size
 	f.used += size
-	f.settle(i)
+	f.settle(i, true)
+	f.learn(i)
 	f.widen(f.follow(i), i)
-	if f.used >= f.size/2 && f.size >= smallLayer && !f.most {
+	f.touches++
+	if f.size >= smallLayer && !f.most && (f.used >= f.size*3/4 || f.used >= f.size/2 && f.touches >= len(f.layer.Frames)/2) {
 		f.most, f.cursor, f.unswept = true, i, len(f.layer.Frames)
 	}
 }
@@ -125,10 +151,13 @@ func (f *Filler) widen(r *run, i int) {
 	covers := 4*r.bytes >= 3*(frames[r.last].End()-frames[r.first].Offset)
 	streams := covers && r.files >= inOrder && r.bytes >= nearby
 	why, window, heaviest := near, min(2*r.bytes, 2*bdp), int64(light)
-	var end int
+	end := 0
 	if fileSize > smallFile {
 		// A large file may be read anywhere, but of a program nearly everything is needed.
 		n := file.end - file.first
+		if i == file.first && f.binary.has(i) {
+			f.want(file.end-1, file.end, strict, anySize) // where the dynamic section is
+		}
 		if t := f.touchedOf(file); n > 1 && (t >= 2 && n <= program || n <= maxLook && 3*t >= 2*n) {
 			f.want(file.first, file.end, strict, anySize)
 		}
@@ -138,17 +167,9 @@ func (f *Filler) widen(r *run, i int) {
 		why, end, heaviest = strict, file.end, anySize
 	} else {
 		f.want(file.first, file.end, strict, anySize)
-		dir := f.around(place, bdp/2)
-		end = dir.end
-		t := f.touchedOf(dir)
-		if t == 1 {
-			why, window = guess, nearby
-		} else {
-			window = min(max(window, nearby<<min(t, 3)), 2*bdp)
-			if t&(t-1) == 0 { // now and then what is before it, too
-				back := i - sort.Search(i-dir.first, func(k int) bool { return frames[i-k-1].Offset < frames[i].Offset-window })
-				f.want(back, i, near, light)
-			}
+		if !streams {
+			f.widenDir(i, f.around(place, 2*bdp))
+			return
 		}
 	}
 	if streams {
@@ -185,6 +206,9 @@ func (f *Filler) want(first, end int, why evidence, heaviest int64) int {
 			continue
 		}
 		if !f.afford(size, why) {
+			if why < strict {
+				continue
+			}
 			return i
 		}
 		f.flight(i, ahead, why)
@@ -202,26 +226,93 @@ func (f *Filler) fileAround(i int) (extent, int) {
 	return extent{first: i, end: i + 1}, -1
 }
 
-// around returns the frames of the files in the same directory before and after that at a place, as far as they are
-// contiguous, small and not more than reach bytes away.
-func (f *Filler) around(place int, reach int64) extent {
+// around returns the small files in the same directory as that at a place, as far as they are not more than reach bytes away.
+// Between them may be subdirectories.
+func (f *Filler) around(place int, reach int64) (files []extent) {
 	if place < 0 {
-		return extent{}
+		return nil
 	}
 	e := f.files[place]
 	frames := f.layer.Frames
 	off, end := frames[e.first].Offset, frames[e.end-1].End()
-	same := func(k int) bool {
-		o := f.files[k]
-		return o.dir == e.dir && frames[o.end-1].End()-frames[o.first].Offset <= smallFile
+	add := func(o extent) {
+		if o.dir == e.dir && frames[o.end-1].End()-frames[o.first].Offset <= smallFile {
+			files = append(files, o)
+		}
 	}
-	for k := place - 1; k >= 0 && k > place-maxLook && same(k) && off-frames[f.files[k].first].Offset <= reach; k-- {
-		e.first = f.files[k].first
+	for k := place - 1; k >= 0 && k > place-maxLook && off-frames[f.files[k].first].Offset <= reach; k-- {
+		add(f.files[k])
 	}
-	for k := place + 1; k < len(f.files) && k < place+maxLook && same(k) && frames[f.files[k].end-1].End()-end <= reach; k++ {
-		e.end = max(e.end, f.files[k].end)
+	slices.Reverse(files)
+	for k := place + 1; k < len(f.files) && k < place+maxLook && frames[f.files[k].end-1].End()-end <= reach; k++ {
+		add(f.files[k])
 	}
-	return e
+	return files
+}
+
+// widenDir asks for files of a directory of which frame i was asked for.
+func (f *Filler) widenDir(i int, files []extent) {
+	frames := f.layer.Frames
+	bdp := f.s.est.bdp()
+	t := 0
+	for _, o := range files {
+		if f.touched.has(o.first) {
+			t++
+		}
+	}
+	if t == 0 {
+		f.widenTree(i)
+	}
+	why, reach, heaviest := guess, int64(nearby), int64(light)
+	if t > 0 {
+		why, reach = near, min(nearby<<min(t, 4), bdp)
+		heaviest = min(int64(light)<<min(t, 3), smallFile)
+	}
+	for _, o := range files {
+		if frames[o.end-1].End() >= frames[i].Offset-reach && frames[o.first].Offset <= frames[i].End()+reach {
+			f.want(o.first, o.end, why, heaviest)
+		}
+	}
+}
+
+// widenTree asks for what is small in directories next to that of frame i, of which it is the first to be asked for, if others
+// of them have been read: a package mostly has several.
+func (f *Filler) widenTree(i int) {
+	e, place := f.fileAround(i)
+	if place < 0 {
+		return
+	}
+	frames := f.layer.Frames
+	for range 2 {
+		top, ok := f.parents[e.dir]
+		if !ok || top == layer.Root {
+			return
+		}
+		f.below[top]++
+		if f.below[top] >= manyDirs {
+			reach := f.s.est.bdp()
+			under := func(o extent) bool {
+				dir := o.dir
+				for range 2 {
+					if dir == top {
+						return true
+					}
+					dir = f.parents[dir]
+				}
+				return dir == top
+			}
+			first := place
+			for first > 0 && first > place-maxLook && frames[i].Offset-frames[f.files[first-1].first].Offset <= reach {
+				first--
+			}
+			for k := first; k < len(f.files) && k < place+maxLook && frames[f.files[k].end-1].End()-frames[i].End() <= reach; k++ {
+				if under(f.files[k]) {
+					f.want(f.files[k].first, f.files[k].end, cousin, tiny)
+				}
+			}
+		}
+		e.dir = top
+	}
 }
 
 // touchedOf returns how many frames of a file were asked for.

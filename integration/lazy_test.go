@@ -229,6 +229,31 @@ func TestSecondStepReadsWhatTheFirstFetched(t *testing.T) {
 	}
 }
 
+// TestBackgroundFill reads little of a layer, and finds the rest there some time later.
+func TestBackgroundFill(t *testing.T) { eachDoor(t, testBackgroundFill) }
+
+func testBackgroundFill(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 8<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nbackground-fetch = true\n"})
+	from := "FROM " + reg.Ref("base:estargz") + "\n"
+	build(t, d, client.Solve{Dockerfile: from + "RUN head -c 1 /big/5\n"})
+	// All but what no file is in: the ends of tars.
+	size, deadline := imageSize(t, img)-64<<10, time.Now().Add(30*time.Second)
+	for blobsRead(t, reg, img) < size && time.Now().Before(deadline) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if read := blobsRead(t, reg, img); read < size || read > size*11/10 {
+		t.Errorf("%d bytes of %d were fetched", read, size)
+	}
+	reg.Log.Reset()
+	res := build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/3\n"})
+	wantContains(t, "output", res.Output(), digest.FromString(noise(3, 1<<20)).Encoded())
+	if read := blobsRead(t, reg, img); read > 0 {
+		t.Errorf("a file of a layer that is there: %d bytes fetched", read)
+	}
+}
+
 // TestConcurrentBuilds runs builds on one cold image at the same time. Whoever comes first, no byte of a layer is fetched twice.
 func TestConcurrentBuilds(t *testing.T) { eachDoor(t, testConcurrentBuilds) }
 

@@ -180,6 +180,10 @@ func startDaemon(t *testing.T, opt daemon.Options) *daemon.Daemon {
 	if opt.Kind == "" {
 		opt.Kind = daemon.Ours
 	}
+	if opt.Kind == daemon.Ours && !strings.Contains(opt.Config, "background-fetch") {
+		// Tests count the bytes that steps fetch.
+		opt.Config += "\n[worker.oci.stargzSnapshotter]\nno_background_fetch = true\n"
+	}
 	d, err := daemon.Start(t.Context(), opt)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,9 @@
 // exporter response "lazy.report", which buildx and buildctl write to
 // --metadata-file.
 //
+// It also tells those whom it concerns while a build runs: a read that waits for long is shown in the progress of the
+// step that has its layer ([Reporter.Waiting]), and reads become spans of that step ([Reporter.Missed]).
+//
 // Bytes are counted per layer, not per build: two builds that read the same
 // layer at the same time both see its bytes. All methods are safe for
 // concurrent use.

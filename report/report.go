@@ -68,6 +68,9 @@ type Reporter struct {
 	builds map[string][]*Account
 	known  []Base // which builds have used, oldest first
 	failed []failure
+	steps  []*Step // that run
+
+	watchers watchers
 }
 
 // Base is a base image as it was resolved.
@@ -97,6 +100,8 @@ type Account struct {
 	images  []Base
 	wants   []Base                  // by ref and platform only
 	base    map[digest.Digest]layer // counters when the build first met the layer
+
+	watchers []*watcher
 }
 
 // has reports whether the account lists the image.
@@ -271,6 +276,9 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 	open := slices.DeleteFunc(r.builds[b.session], func(a *Account) bool { return a == b })
 	if r.builds[b.session] = open; len(open) == 0 {
 		delete(r.builds, b.session)
+	}
+	for _, v := range b.watchers {
+		r.watchers.remove(v)
 	}
 	for _, want := range b.wants {
 		for _, img := range r.known {

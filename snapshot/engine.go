@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
@@ -32,6 +33,8 @@ type engine struct {
 	end  context.CancelCauseFunc
 	wg   sync.WaitGroup // of openings
 	stop func() error
+
+	totals totals
 
 	mu     sync.Mutex
 	closed bool
@@ -213,7 +216,7 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 	s := e.layers[key]
 	if s == nil {
 		s = &served{key: key, engine: e, ready: make(chan struct{}), gone: make(chan struct{})}
-		ctx, cancel := context.WithCancelCause(e.ctx)
+		ctx, cancel := context.WithCancelCause(trace.ContextWithSpan(e.ctx, trace.SpanFromContext(ctx)))
 		s.cancel = cancel
 		e.layers[key] = s
 		s.readFrom(src) // before it is opened
@@ -221,15 +224,21 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 	} else {
 		s.readFrom(src)
 	}
+	if len(src.above) > 0 {
+		s.above = src.above
+	}
 	s.refs++
 	return s, nil
 }
 
 // open opens a layer for all who wait for it.
 func (e *engine) open(ctx context.Context, s *served) {
-	s.err = s.open(ctx)
+	opening, end := s.spanOpen(ctx)
+	s.err = s.open(opening)
+	end(s.err)
 	close(s.ready)
 	if s.err == nil {
+		e.join()
 		e.wg.Go(func() {
 			select {
 			case <-s.held.Done():
@@ -243,6 +252,26 @@ func (e *engine) open(ctx context.Context, s *served) {
 	defer e.mu.Unlock()
 	if e.layers[s.key] == s {
 		delete(e.layers, s.key) // the next one tries again
+	}
+}
+
+// join tells the scheduler which open layers are of one image.
+func (e *engine) join() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.layers {
+		image := []*fill.Filler{nil}
+		if s.opened() {
+			image[0] = s.filler
+		}
+		for _, above := range s.above {
+			var f *fill.Filler
+			if o := e.layers[above]; o != nil && o.opened() {
+				f = o.filler
+			}
+			image = append(image, f)
+		}
+		e.sched.Join(image...)
 	}
 }
 

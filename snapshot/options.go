@@ -27,6 +27,8 @@ type Options struct {
 	Prefetch bool
 	// Blob tunes ranged reads, and says who is told of them.
 	Blob blob.Options
+	// Watch says who is told of reads.
+	Watch Watch
 	// MountTimeout is how long a layer's table of contents may take. 0 means
 	// DefaultMountTimeout.
 	MountTimeout time.Duration

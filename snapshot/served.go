@@ -46,8 +46,11 @@ type served struct {
 	blob   *blob.Reader // of the repository named last
 	inUse  bool         // too late for the layer to be pulled
 
+	counts counts
+
 	// Guarded by engine.mu.
 	refs  int         // 0: it is being closed
+	above []store.Key // the layers above, in the image that was mounted last
 	ahead *time.Timer // ends the reference of openAhead
 }
 
@@ -71,12 +74,7 @@ func (s *served) readFrom(src layerSource) {
 		s.blob.SetHosts(hosts)
 		return
 	}
-	opt := e.opt.Blob
-	if told := opt.Fetched; told != nil {
-		// Who waits for how long isn't the request's to say: see Fill.
-		opt.Fetched = func(dgst digest.Digest, n int64, _ time.Duration) { told(dgst, n, 0) }
-	}
-	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, opt)
+	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, s.watchBlob(e.opt.Blob))
 	if s.inUse {
 		s.blob.AcceptWhole()
 	}
@@ -98,12 +96,16 @@ func (s *served) reader() *blob.Reader {
 
 // Fetch implements fill.Fetcher.
 func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+	body, err := s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+	s.from(body)
+	return body, err
 }
 
 // Refetch implements fill.Refetcher: what was kept may be what is corrupt.
 func (s *served) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return s.reader().Refetch(ctx, off, n)
+	body, err := s.reader().Refetch(ctx, off, n)
+	s.from(body)
+	return body, err
 }
 
 // Fill implements what doors ask for: the n bytes at off of the data space.
@@ -112,6 +114,9 @@ func (s *served) Fill(ctx context.Context, off, n int64) error {
 	err := s.filler.Fill(ctx, off, n)
 	if told := s.engine.opt.Blob.Fetched; told != nil {
 		told(s.key.Blob, 0, time.Since(start))
+	}
+	if err == nil {
+		s.answered(n)
 	}
 	return err
 }
@@ -136,7 +141,7 @@ func (s *served) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.implied = impliedOf(model)
-	s.filler = e.sched.Open(model, s, s.held, fill.LayerOptions{Name: s.key.Blob.String()})
+	s.filler = e.sched.Open(model, s, s.held, s.watchFill(model))
 	if e.opt.Prefetch && parsed.Prefetch > 0 {
 		for _, c := range model.Chunks {
 			if model.Frames[c.Frame].Offset < parsed.Prefetch {

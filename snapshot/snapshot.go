@@ -17,6 +17,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Name is what the snapshotter is called towards BuildKit, whose cache manager
@@ -26,8 +28,9 @@ const Name = "stargz"
 // Snapshotter is a containerd snapshotter with lazy layers. Make it with [New].
 type Snapshotter struct {
 	snapshots.Snapshotter
-	door  *engine
-	close func() error
+	door    *engine
+	parking *parking
+	close   func() error
 }
 
 var _ snapshots.Snapshotter = (*Snapshotter)(nil)
@@ -46,18 +49,30 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}
-	// Not restored: without a registry at hand there is no table of contents to
-	// mount from. BuildKit forgets such snapshots when it starts.
-	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), d,
-		stargz.AsynchronousRemove, stargz.NoRestore)
+	parking := newParking(d)
+	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), parking, stargz.AsynchronousRemove)
 	if err != nil {
-		return nil, fmt.Errorf("open snapshotter in %s: %w", root, err)
+		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}
-	return &Snapshotter{Snapshotter: s, door: d, close: sync.OnceValue(func() error {
+	parking.started()
+	made := &Snapshotter{Snapshotter: s, door: d, parking: parking}
+	unlimited := func() {}
+	made.close = sync.OnceValue(func() error {
+		unlimited()
 		// The snapshotter's own Close leaves out what was removed and not cleaned up.
 		err := errors.Join(s.Close(), d.Close())
 		return errors.Join(err, unmountBelow(root))
-	})}, nil
+	})
+	if err := dropStale(context.Background(), s); err != nil {
+		return nil, errors.Join(err, made.close())
+	}
+	if err := made.sweep(context.Background()); err != nil && opt.Store.Notice != nil {
+		opt.Store.Notice(store.Key{}, err) // it's tried again
+	}
+	if opt.Store.MaxSize > 0 {
+		unlimited = made.keepLimit(opt.Store.MaxSize, limitEvery)
+	}
+	return made, nil
 }
 
 // Prepare implements snapshots.Snapshotter. With the label LabelTarget it either
@@ -70,6 +85,11 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 			return nil, err
 		}
 	}
+	end, err := s.begin(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	target, ok := info.Labels[LabelTarget]
 	if !ok {
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
@@ -79,7 +99,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		return nil, fmt.Errorf("target snapshot %q: %w", target, cerrdefs.ErrAlreadyExists)
 	}
 	var failure error
-	_, err := s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
+	_, err = s.Snapshotter.Prepare(context.WithValue(ctx, failureKey{}, &failure), key, parent, opts...)
 	if cerrdefs.IsAlreadyExists(err) {
 		if cerr := s.checkImplied(ctx, key, parent, info.Labels); cerr != nil {
 			if rerr := s.Remove(context.WithoutCancel(ctx), target); rerr != nil {
@@ -119,13 +139,33 @@ func (s *Snapshotter) checkImplied(ctx context.Context, key, parent string, labe
 	return checkImplied(implied, lower)
 }
 
+// View implements snapshots.Snapshotter.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	end, err := s.begin(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return s.Snapshotter.View(ctx, key, parent, opts...)
+}
+
+// Mounts implements snapshots.Snapshotter.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	if err := s.restore(ctx, key); err != nil {
+		return nil, err
+	}
+	return s.Snapshotter.Mounts(ctx, key)
+}
+
 // Cleanup removes what removed snapshots left behind, as containerd's garbage
 // collector asks for.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	if c, ok := s.Snapshotter.(snapshots.Cleaner); ok {
-		return c.Cleanup(ctx)
+		if err := c.Cleanup(ctx); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.sweep(ctx)
 }
 
 // Close unmounts all layers.

@@ -206,9 +206,8 @@ func (ps *plans) get(id string) *plan {
 	return ps.byID[id]
 }
 
-// handlers returns the newest known handler of each blob, false if there is
-// none for one of them.
-func (ps *plans) handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
+// handlers returns the newest known handlers of the blobs, as far as there are any.
+func (ps *plans) handlers(blobs []digest.Digest) cache.DescHandlers {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	found := cache.DescHandlers{}
@@ -224,10 +223,5 @@ func (ps *plans) handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
 			break
 		}
 	}
-	for _, dgst := range blobs {
-		if found[dgst] == nil {
-			return nil, false
-		}
-	}
-	return found, true
+	return found
 }

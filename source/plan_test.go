@@ -150,11 +150,13 @@ func TestHandlers(t *testing.T) {
 	of("one", "a", "b")
 	of("two", "b", "c")
 	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
-	got, ok := ps.handlers([]digest.Digest{a, b, c})
+	s := &Snapshotter{}
+	s.plans.byID, s.plans.ids = ps.byID, ps.ids
+	got, ok := s.Handlers([]digest.Digest{a, b, c})
 	if !ok || got[a].Ref != "one" || got[b].Ref != "two" || got[c].Ref != "two" {
 		t.Errorf("handlers %v, %t", got, ok)
 	}
-	if got, ok := ps.handlers([]digest.Digest{a, digest.FromString("z")}); ok {
+	if got, ok := s.Handlers([]digest.Digest{a, digest.FromString("z")}); ok {
 		t.Errorf("a stranger among them: %v", got)
 	}
 }

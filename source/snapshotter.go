@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -12,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
-	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	bksnapshot "github.com/moby/buildkit/snapshot"
@@ -28,20 +28,25 @@ import (
 )
 
 // SnapshotterOptions are the parts of a worker that a Snapshotter works with.
-// All are required.
 type SnapshotterOptions struct {
+	// Required.
 	ContentStore content.Store
 	Applier      diff.Applier
 	LeaseManager leases.Manager
 	Reporter     *report.Reporter
+	// Registry returns how to fetch blobs of an image's repository with the credentials of a build. Without it, layers
+	// are forgotten at a restart.
+	Registry func(ref string) func(session.Group) content.Provider
 }
 
 // Snapshotter carries out the plans of image sources when BuildKit's cache
 // manager asks for a layer's snapshot. Everything else it hands through.
 type Snapshotter struct {
 	bksnapshot.Snapshotter
-	opt   SnapshotterOptions
-	plans plans
+	opt       SnapshotterOptions
+	plans     plans
+	origins   origins
+	restoring atomic.Bool
 }
 
 // NewSnapshotter puts a Snapshotter in front of the worker's own.
@@ -68,7 +73,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 		return info, nil
 	}
 	if dgst, err := digest.Parse(info.Labels[snapshot.LabelDigest]); err == nil {
-		if _, err := s.opt.ContentStore.Info(ctx, dgst); err == nil {
+		if _, err := s.opt.ContentStore.Info(ctx, dgst); err == nil || s.local(ctx, dgst) {
 			info.Labels = maps.Clone(info.Labels)
 			delete(info.Labels, labelRemote)
 		}
@@ -221,9 +226,4 @@ func (s *Snapshotter) unpack(ctx context.Context, p *plan, i int, target, parent
 		return err
 	}
 	return nil
-}
-
-// Handlers returns how to fetch the blobs, false if that's not known of one.
-func (s *Snapshotter) Handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
-	return s.plans.handlers(blobs)
 }

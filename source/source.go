@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/solver"
 	bksource "github.com/moby/buildkit/source"
 	"github.com/moby/buildkit/source/containerimage"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/imageutil"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -57,6 +58,7 @@ func (s *Source) Resolve(ctx context.Context, id bksource.Identifier, sm *sessio
 	switch id := id.(type) {
 	case *containerimage.ImageIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
+		i.registry = true
 	case *containerimage.OCIIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
 		i.eager = cmp.Or(i.eager, reasonLayout)
@@ -76,6 +78,7 @@ type instance struct {
 	ref      string
 	platform ocispecs.Platform
 	limit    *int
+	registry bool   // whether its blobs come from a registry, not from a client
 	eager    string // why no layer of it is lazy
 
 	mu   sync.Mutex
@@ -85,12 +88,15 @@ type instance struct {
 // CacheKey implements source.SourceInstance: BuildKit's key, and its descriptor
 // handlers with our snapshot labels.
 func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index int) (string, string, solver.CacheOpts, bool, error) {
+	ctx, end := i.spanResolve(ctx)
 	key, pin, opts, done, err := i.SourceInstance.CacheKey(ctx, jobCtx, index)
 	if err != nil {
+		end(nil, err)
 		return key, pin, opts, done, err
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	defer func() { end(i.plan, nil) }()
 	if i.plan == nil {
 		p, err := i.newPlan(ctx, digest.Digest(pin), opts)
 		if err != nil {
@@ -102,7 +108,9 @@ func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index
 		}
 	}
 	if jobCtx != nil {
-		i.src.opt.Reporter.Use(session.AllSessionIDs(jobCtx.Session()), i.plan.base())
+		sessions := session.AllSessionIDs(jobCtx.Session())
+		i.src.opt.Reporter.Use(sessions, i.plan.base())
+		i.plan.follow(i.src.opt.Reporter, sessions)
 	}
 	return key, pin, opts, done, nil
 }
@@ -181,6 +189,12 @@ func (i *instance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (cach
 	i.mu.Unlock()
 	if sn := i.src.opt.Snapshotter; sn != nil && p != nil {
 		sn.announceKnown(ctx, p)
+		if i.registry && ref != nil {
+			if err := sn.remember(ctx, p, ref); err != nil {
+				// The build goes on; the layers are forgotten at a restart.
+				bklog.G(ctx).WithError(err).Warn("lazy layers won't outlive this daemon")
+			}
+		}
 	}
 	return ref, nil
 }

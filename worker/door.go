@@ -32,6 +32,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // Door says how readers get into layers.
@@ -125,15 +126,20 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 	if err != nil {
 		return runc.SnapshotterFactory{}, err
 	}
+	pool := newClients(opt.Config.Registries)
 	sopt := snapshot.Options{
 		Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-			return resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
+			found, err := resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
 				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+			pool.use(found)
+			return found, err
 		},
 		Door:         door,
+		Store:        store.Options{MaxSize: opt.Lazy.MaxSize, Notice: noticeStore},
 		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch},
 		Prefetch:     opt.Lazy.Prefetch && !tuned.NoPrefetch,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
+		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
 		Local:        opt.local,
@@ -148,6 +154,15 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 			return s, nil
 		},
 	}, nil
+}
+
+// noticeStore logs what the store of lazy layers has mended, or could not do in the background.
+func noticeStore(key store.Key, err error) {
+	l := bklog.L.WithError(err)
+	if key.Blob != "" {
+		l = l.WithField("layer", key.Blob)
+	}
+	l.Warn("store of lazy layers")
 }
 
 // tuning is what the lazy layers take from [worker.oci.stargzSnapshotter], whose other keys tune

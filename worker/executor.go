@@ -13,15 +13,20 @@ import (
 )
 
 // executor says why a step failed that could not read a lazy layer: the step
-// itself has only seen EIO.
+// itself has only seen EIO. It also tells the reporter which steps run, and what
+// layers they have.
 type executor struct {
 	bkexecutor.Executor
 	reporter *report.Reporter
+	layerAt  layerAt
 }
 
 // Run implements executor.Executor.
 func (e *executor) Run(ctx context.Context, id string, rootfs bkexecutor.Mount, mounts []bkexecutor.Mount, process bkexecutor.ProcessInfo, started chan<- struct{}) (resourcestypes.Recorder, error) {
 	start := time.Now()
+	step := e.reporter.BeginStep(ctx)
+	defer step.End()
+	rootfs, mounts = watchMounts(step, e.layerAt, rootfs, mounts)
 	rec, err := e.Executor.Run(ctx, id, rootfs, mounts, process, started)
 	return rec, e.explain(start, err)
 }

@@ -19,10 +19,12 @@ import (
 	"github.com/moby/buildkit/util/resolver"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
+	"go.opentelemetry.io/otel/metric"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
 )
 
@@ -42,7 +44,11 @@ type Options struct {
 	// Version is what the worker reports to clients.
 	Version client.BuildkitVersion
 
+	// MeterProvider gets the figures of lazy layers. Nil means nobody does.
+	MeterProvider metric.MeterProvider
+
 	local func() content.Provider // where blobs are that need not be fetched any more
+	watch snapshot.Watch
 }
 
 // Worker is BuildKit's OCI worker with lazy base images.
@@ -52,6 +58,8 @@ type Worker struct {
 	snapshotter snapshots.Snapshotter
 	planner     *source.Snapshotter // nil without lazy layers
 	door        Door
+	accounts    accounts
+	unregister  func() error // metrics
 }
 
 var _ bkworker.Worker = (*Worker)(nil)
@@ -75,6 +83,10 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			return s
 		}
 		return nil
+	}
+	meter := meterOf(opt.MeterProvider)
+	if opt.watch, err = watch(meter, w.reporter); err != nil {
+		return nil, err
 	}
 	factory, door, err := snapshotterFactory(opt, hosts, w.reporter)
 	if err != nil {
@@ -105,18 +117,33 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	wopt.RegistryHosts = hosts
 	blobs.Store(wopt.ContentStore)
 	var planner *source.Snapshotter
+	restored := func() error { return nil }
 	if door.Lazy {
 		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
 			ContentStore: wopt.ContentStore,
 			Applier:      wopt.Applier,
 			LeaseManager: wopt.LeaseManager,
 			Reporter:     w.reporter,
+			Registry:     registryOf(hosts, opt.SessionManager),
 		})
+		if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
+			return nil, err
+		}
+		wopt.ContentStore = containerdsnapshot.NewContentStore(
+			planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
 		wopt.Snapshotter = planner
-		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter}
+		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter, layerAt: w.layerAt}
 	}
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
 		return nil, err
+	}
+	if err := restored(); err != nil {
+		return nil, fmt.Errorf("lazy layers of an earlier daemon: %w", err)
+	}
+	if door.Lazy {
+		if w.unregister, err = registerMetrics(meter, w.lazySummary); err != nil {
+			return nil, err
+		}
 	}
 	w.planner = planner
 	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
@@ -127,8 +154,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	w.SourceManager.Register(source.New(w.ImageSource, sopt))
 	w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
 	if door.Lazy {
-		// The cache manager has just forgotten what an earlier daemon had mounted:
-		// those snapshots must go before a build takes them for layers.
+		// What the cache manager has just forgotten, since nobody knows where it comes from, must go before a build takes
+		// it for layers.
 		if _, err := wopt.GarbageCollect(ctx); err != nil {
 			return nil, fmt.Errorf("remove snapshots of an earlier daemon: %w", err)
 		}
@@ -153,7 +180,11 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 
 // Close implements worker.Worker: it unmounts all lazy layers.
 func (w *Worker) Close() error {
-	return errors.Join(w.Worker.Close(), w.snapshotter.Close())
+	var err error
+	if w.unregister != nil {
+		err = w.unregister()
+	}
+	return errors.Join(err, w.Worker.Close(), w.snapshotter.Close())
 }
 
 func checkRuntime(binary string) error {

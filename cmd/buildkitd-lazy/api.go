@@ -89,6 +89,7 @@ func newAPI(ctx context.Context, s settings, tel *telemetry, stopping <-chan str
 		SessionManager: sessions,
 		TraceSocket:    traceSocket,
 		Version:        reportedVersion(),
+		MeterProvider:  tel.meter,
 	}); err != nil {
 		return nil, fmt.Errorf("start OCI worker: %w", err)
 	}

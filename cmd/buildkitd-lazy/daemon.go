@@ -117,6 +117,7 @@ func daemon(_ context.Context, c *cli.Command) (err error) {
 	}
 	defer cleanup("close", api.Close)
 	debug.setCache(api.cache)
+	debug.setLazy(api.worker)
 
 	server := grpc.NewServer(
 		tel.statsHandler(),

@@ -19,12 +19,13 @@ import (
 	"golang.org/x/net/trace"
 )
 
-// debugServer serves pprof, metrics and looks into the build cache. It is off unless an address is configured, and
+// debugServer serves pprof, metrics, and looks into the build cache and lazy layers. It is off unless an address is configured, and
 // whoever reaches the address may use it.
 type debugServer struct {
 	server *http.Server
 	done   chan struct{}
 	cache  atomic.Pointer[solver.CacheKeyStorage] // nil until the cache is open
+	lazy   atomic.Pointer[lazyStats]              // nil until the worker is there
 }
 
 func (d *debugServer) setCache(cache solver.CacheKeyStorage) { d.cache.Store(&cache) }
@@ -45,6 +46,7 @@ func (d *debugServer) handler() http.Handler {
 	})
 	m.Handle("/metrics", promhttp.Handler())
 	d.handleCache(m)
+	m.HandleFunc("/debug/lazy", d.serveLazy)
 	new(flightRecorder).handle(m)
 	return m
 }

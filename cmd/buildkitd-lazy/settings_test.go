@@ -129,7 +129,7 @@ fetch-timeout = "5s"
 		{flag: "--oci-worker-gc-keepstorage=7", value: func(s *settings) any { return s.buildkit.Workers.OCI.GCReservedSpace.Bytes }, builtin: int64(0), file: int64(1 << 30), flagged: int64(7e6)},
 
 		{flag: "--lazy-mount=off", value: func(s *settings) any { return s.lazy.Mount }, builtin: config.MountAuto, file: config.MountFUSE, flagged: config.MountOff},
-		{flag: "--lazy-mount=auto", value: func(s *settings) any { return s.lazy }, builtin: config.Default(), file: config.Lazy{Mount: config.MountFUSE, FetchTimeout: 5 * time.Second}, flagged: config.Default(), empty: config.Lazy{Mount: config.MountAuto, FetchTimeout: 5 * time.Second}},
+		{flag: "--lazy-mount=auto", value: func(s *settings) any { return s.lazy }, builtin: config.Default(), file: config.Lazy{Mount: config.MountFUSE, BackgroundFetch: true, FetchTimeout: 5 * time.Second}, flagged: config.Default(), empty: config.Lazy{Mount: config.MountAuto, BackgroundFetch: true, FetchTimeout: 5 * time.Second}},
 	} {
 		t.Run(tt.flag, func(t *testing.T) {
 			args := strings.Fields(tt.flag)

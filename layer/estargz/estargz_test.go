@@ -36,10 +36,10 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestReads(t *testing.T) {
-	const content, guess = 8 << 20, 704 << 10
+	const content, guess = 8 << 20, 320 << 10
 	random := randomTOC(t, 20_000) // larger than the guess
-	small := blobOf(t, 1<<20, `{"version":1,"entries":[]}`)
-	some := blobOf(t, 4<<20, `{"version":1,"entries":[]}`)
+	small := blobOf(t, 512<<10, `{"version":1,"entries":[]}`)
+	some := blobOf(t, 2<<20, `{"version":1,"entries":[]}`)
 	large := blobOf(t, content, random)
 	size := int64(len(large.data))
 	toc := size - content - 51
@@ -53,7 +53,7 @@ func TestReads(t *testing.T) {
 		want []string
 	}{
 		"smaller than the guess": {blob: build()(t, layertest.Tar(t)), want: []string{"%d at 0"}},
-		"within the least guess": {blob: small, want: []string{fmt.Sprintf("262144 at %d", len(small.data)-262144)}},
+		"within the least guess": {blob: small, want: []string{fmt.Sprintf("131072 at %d", len(small.data)-131072)}},
 		"within an eighth":       {blob: some, want: []string{fmt.Sprintf("%d at %d", len(some.data)/8, len(some.data)-len(some.data)/8)}},
 		"not within the guess":   {blob: large, want: []string{fmt.Sprintf("%d at %d", guess, size-guess), fmt.Sprintf("%d at %d", toc+51-guess, content)}},
 		"known size":             {blob: large, tail: toc + 51, want: []string{fmt.Sprintf("%d at %d", toc+51, content)}},

@@ -165,11 +165,13 @@ func (m *Mount) Complete() error {
 	was := m.state
 	if was == live {
 		m.state = complete
+		m.calls.Add(1) // Unmount may come, and closes the data file
 	}
 	m.d.mu.Unlock()
 	if was != live {
 		return nil
 	}
+	defer m.calls.Done()
 	if err := m.d.group.unmark(m.data); err != nil { // events that wait are answered all the same
 		return fmt.Errorf("complete %s: %w", m.opt.Target, err)
 	}
@@ -230,5 +232,6 @@ func (m *Mount) release() {
 		_ = m.d.group.unmark(m.data) // it is gone with its inode, at the latest
 		m.d.guard.forget(m.opt.Image)
 	}
+	m.calls.Wait() // of Complete, if another's Unmount swept this
 	m.close()
 }

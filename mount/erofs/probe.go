@@ -2,17 +2,15 @@ package erofs
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs/image"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/selftest"
 )
 
 // Probe mounts a layer of one file in a temporary directory below dir, reads it, and sees the read wait for its bytes; then
@@ -24,14 +22,7 @@ func Probe(dir string) (err error) {
 	}
 	defer os.RemoveAll(dir)
 
-	l := &layer.Layer{
-		DataSize: 2 * probeSize,
-		Inodes: []layer.Inode{
-			{Mode: unix.S_IFDIR | 0o755, Nlink: 2, Entries: []layer.Entry{{Name: "filled", Inode: 1}, {Name: "refused", Inode: 2}}},
-			{Mode: unix.S_IFREG | 0o644, Nlink: 1, Size: probeSize},
-			{Mode: unix.S_IFREG | 0o644, Nlink: 1, Size: probeSize, Data: probeSize},
-		},
-	}
+	l := selftest.Layer()
 	opt := MountOptions{Image: filepath.Join(dir, "image"), Data: filepath.Join(dir, "data"), Target: filepath.Join(dir, "layer")}
 	var img bytes.Buffer
 	if err := image.Write(&img, l, image.Options{}); err != nil {
@@ -46,70 +37,22 @@ func Probe(dir string) (err error) {
 		return explain(err)
 	}
 	defer d.Close()
-	filler := &probeFiller{}
-	if filler.data, err = OpenData(opt.Data); err != nil {
+	data, err := OpenData(opt.Data)
+	if err != nil {
 		return explain(err)
 	}
-	defer filler.data.Close()
-	opt.Filler = filler
+	defer data.Close()
+	opt.Filler = selftest.Filler{Data: data}
 	m, err := d.Mount(opt)
 	if err != nil {
 		return explain(err)
 	}
 	defer func() { err = errors.Join(err, m.Unmount()) }()
 
-	switch got, err := readSoon(filepath.Join(opt.Target, "filled")); {
-	case err != nil:
-		return fmt.Errorf("read through a file-backed EROFS mount: %w", err)
-	case !bytes.Equal(got, probeContent()):
-		return errors.New("a read through a file-backed EROFS mount did not wait for its bytes: the kernel raises no pre-content events for it")
-	}
-	if _, err := readSoon(filepath.Join(opt.Target, "refused")); !errors.Is(err, unix.EIO) {
-		return fmt.Errorf("a read through a file-backed EROFS mount that was denied: %w, want EIO", cmpErr(err))
+	if err := selftest.Read(opt.Target); err != nil {
+		return fmt.Errorf("through a file-backed EROFS mount with pre-content events: %w", err)
 	}
 	return nil
-}
-
-const probeSize = layer.BlockSize
-
-func probeContent() []byte { return bytes.Repeat([]byte("lazy"), probeSize/4) }
-
-// cmpErr gives success a name.
-func cmpErr(err error) error {
-	if err == nil {
-		return errors.New("success")
-	}
-	return err
-}
-
-// probeFiller fills the first file and refuses the second.
-type probeFiller struct{ data *os.File }
-
-func (f *probeFiller) Fill(_ context.Context, off, n int64) error {
-	if off+n > probeSize {
-		return errors.New("refused")
-	}
-	_, err := f.data.WriteAt(probeContent(), 0)
-	return err
-}
-
-// readSoon reads a file, and gives up when it takes long.
-func readSoon(path string) ([]byte, error) {
-	type result struct {
-		b   []byte
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		b, err := os.ReadFile(path)
-		done <- result{b, err}
-	}()
-	select {
-	case r := <-done:
-		return r.b, r.err
-	case <-time.After(10 * time.Second): // closing the group wakes it
-		return nil, fmt.Errorf("%s: no answer in 10 seconds", path)
-	}
 }
 
 // explain says what an error of the kernel means.

@@ -15,6 +15,10 @@
 // client. Bytes, requests and the most outstanding are those of the link until the client ends; what
 // goes on behind a finished build is not counted.
 //
+// The limit of a cold workload is what no lazy puller can be much faster than: the same build with everything on the local disk (stock
+// overlayfs again, after its pull, with the page cache dropped and nothing cached), and the bytes that stock stargz, tuned, received for
+// the workload at the speed of the link, and four round trips. It's there if overlayfs-zstd and stargz-tuned are among the contestants.
+//
 // Base images are kept in the user's cache directory (BUILDKITD_LAZY_BENCH_CACHE replaces it); making the Debian one
 // takes some minutes. Everything else goes when the bench ends or is interrupted. With -json the file is rewritten after each
 // measurement, so an interrupted bench leaves its figures.
@@ -149,9 +153,18 @@ func overLink(ctx context.Context, p plan, shape link.Shape, st *store, work str
 		for n := range p.runs {
 			for _, who := range rotate(p.contestants, i+n) {
 				img := st.images[s.base][who.format]
-				samples, err := c.measure(ctx, who, s.w, reg.Ref(img.tag), img.blobs, s.phases)
+				phases := s.phases
+				if who.name == localBy {
+					phases = append([]string{local}, phases...)
+				}
+				samples, err := c.measure(ctx, who, s.w, reg.Ref(img.tag), img.blobs, phases)
 				if err != nil {
 					return fmt.Errorf("%s on %s with %s: %w", s.w.name, s.base, who.name, err)
+				}
+				if sm, ok := samples[local]; ok {
+					g := rep.group(shape.String(), s.base, s.w.name, "")
+					r := g.row(who, img.size)
+					r.Local = append(r.Local, sm)
 				}
 				for _, phase := range append([]string{""}, s.phases...) {
 					sm, ok := samples[phase]
@@ -159,6 +172,7 @@ func overLink(ctx context.Context, p plan, shape link.Shape, st *store, work str
 						continue
 					}
 					g := rep.group(shape.String(), s.base, s.w.name, phase)
+					g.shape = shape
 					r := g.row(who, img.size)
 					r.Samples = append(r.Samples, sm)
 					g.summarize()

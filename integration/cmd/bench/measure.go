@@ -78,6 +78,11 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 	samples := map[string]sample{}
 	c.link.ResetCounts()
 	for _, phase := range append([]string{""}, phases...) {
+		if phase == local {
+			if err := dropPageCache(); err != nil {
+				return nil, err
+			}
+		}
 		if phase == restart {
 			stop()
 			c.link.ResetCounts() // what the daemon asks for while it starts counts too
@@ -92,7 +97,7 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 		} else {
 			c.link.ResetCounts()
 		}
-		s, err := c.build(ctx, d, w, ctxDir, filepath.Join(dir, "out"))
+		s, err := c.build(ctx, d, w, client.Solve{Context: ctxDir, NoCache: phase == local}, filepath.Join(dir, "out"))
 		if err != nil {
 			return nil, err
 		}
@@ -104,15 +109,16 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 	return samples, nil
 }
 
-// build builds once.
-func (c *course) build(ctx context.Context, d *daemon.Daemon, w workload, ctxDir, out string) (sample, error) {
+// build builds once, and puts the result in out.
+func (c *course) build(ctx context.Context, d *daemon.Daemon, w workload, what client.Solve, out string) (sample, error) {
 	if err := os.RemoveAll(out); err != nil {
 		return sample{}, err
 	}
+	what.Outputs = []string{"type=local,dest=" + out}
 	s := sample{Load: load()}
 	bctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("not done after %v", c.timeout))
 	defer cancel()
-	res, err := client.Buildctl{Addr: d.Addr}.Build(bctx, client.Solve{Context: ctxDir, Outputs: []string{"type=local,dest=" + out}})
+	res, err := client.Buildctl{Addr: d.Addr}.Build(bctx, what)
 	counts := c.link.Counts()
 	switch {
 	case ctx.Err() != nil:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
 )
 
 func sampleReport(t *testing.T) *report {
@@ -24,7 +25,9 @@ func sampleReport(t *testing.T) *report {
 	a, b := cold(2, 31e6), cold(4, 31e6)
 	a.Load, b.Load = 0.5, 2.25
 	g.row(who(t, "ours"), 620e6).Samples = []sample{a, b, cold(3, 32e6)}
+	g.shape = link.Shape{Mbit: 200, Delay: 20 * time.Millisecond}
 	g.row(who(t, "overlayfs-zstd"), 559e6).Samples = []sample{cold(48, 559e6), {Error: "not done after 10m0s"}}
+	g.row(who(t, "overlayfs-zstd"), 559e6).Local = []sample{cold(0.5, 1e3), {Error: "no space left on device"}}
 	g.row(who(t, "stargz-tuned"), 620e6).Samples = []sample{cold(6, 62e6)}
 	g.summarize()
 	g = rep.group(over, "debian", "c", restart)

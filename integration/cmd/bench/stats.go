@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"slices"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
 )
 
 // A spread is what several runs gave.
@@ -56,6 +58,8 @@ type row struct {
 	Format     string   `json:"format"`
 	ImageBytes int64    `json:"image_bytes"` // compressed, in this format
 	Samples    []sample `json:"samples"`
+	// Local is the same build with everything on the local disk: of one contestant, after its cold build.
+	Local []sample `json:"local,omitempty"`
 
 	// What follows is computed from the samples that have no error.
 
@@ -69,6 +73,8 @@ type row struct {
 	Failed      int     `json:"failed,omitempty"`
 	// Ratio is the best stock row's total, divided by this total: 2 is twice as fast. 0 where there is none.
 	Ratio float64 `json:"ratio_to_best_stock,omitempty"`
+	// ToLimit is this total, divided by the group's limit. 0 where there is none.
+	ToLimit float64 `json:"ratio_to_limit,omitempty"`
 }
 
 // summarize computes what follows from the samples.
@@ -103,6 +109,11 @@ type group struct {
 	Workload string `json:"workload"`
 	Phase    string `json:"phase,omitempty"` // empty for the cold build
 	Rows     []*row `json:"rows"`
+	// Limit is what the workload takes with everything on the local disk, with the bytes that it needs at the speed of the
+	// link, and four round trips; in seconds. 0 where it isn't known.
+	Limit float64 `json:"limit_seconds,omitempty"`
+
+	shape link.Shape
 }
 
 // row returns the contestant's row, which it makes if need be.
@@ -131,7 +142,12 @@ func (g *group) summarize() {
 			best = r
 		}
 	}
+	g.Limit = g.limit()
 	for _, r := range g.Rows {
+		r.ToLimit = 0
+		if g.Limit > 0 && r.Total != nil {
+			r.ToLimit = r.Total.Median / g.Limit
+		}
 		r.Ratio = 0
 		if best != nil && r.Total != nil && r.Total.Median > 0 {
 			r.Ratio = best.Total.Median / r.Total.Median
@@ -139,12 +155,42 @@ func (g *group) summarize() {
 	}
 }
 
+// roundTrips is how many of them the limit grants.
+const roundTrips = 4
+
+// limit computes the limit of a cold workload.
+func (g *group) limit() float64 {
+	var totals []float64
+	var bytes *spread
+	for _, r := range g.Rows {
+		switch r.Contestant {
+		case localBy:
+			for _, s := range r.Local {
+				if s.Error == "" {
+					totals = append(totals, s.Total)
+				}
+			}
+		case bytesBy:
+			bytes = r.Bytes
+		}
+	}
+	onDisk := spreadOf(totals)
+	if onDisk == nil || bytes == nil || g.Phase != "" {
+		return 0
+	}
+	limit := onDisk.Median + roundTrips*g.shape.Delay.Seconds()
+	if g.shape.Mbit > 0 {
+		limit += bytes.Median * 8 / 1e6 / float64(g.shape.Mbit)
+	}
+	return limit
+}
+
 // agree returns an error if contestants built different things.
 func (g *group) agree() error {
 	var first *row
 	var want string
 	for _, r := range g.Rows {
-		for _, s := range r.Samples {
+		for _, s := range slices.Concat(r.Samples, r.Local) {
 			switch {
 			case s.Error != "":
 			case first == nil:

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
 )
 
 func TestSpread(t *testing.T) {
@@ -42,6 +46,28 @@ func who(t *testing.T, name string) contestant {
 // cold returns a sample with a RUN.
 func cold(total float64, bytes int64) sample {
 	return sample{FirstRUN: new(total / 2), RUN: new(total / 4), Total: total, Bytes: bytes, Requests: 10, Outstanding: 3, Result: "hello"}
+}
+
+func TestLimit(t *testing.T) {
+	g := &group{Base: "debian", Workload: "c", shape: link.Shape{Mbit: 200, Delay: 20 * time.Millisecond}}
+	ours := g.row(who(t, "ours"), 0)
+	ours.Samples = []sample{cold(4.16, 99e6)}
+	disk := g.row(who(t, "overlayfs-zstd"), 0)
+	disk.Samples = []sample{cold(40, 600e6)}
+	tuned := g.row(who(t, "stargz-tuned"), 0)
+	tuned.Samples = []sample{cold(9, 25e6)}
+	if g.summarize(); g.Limit != 0 || ours.ToLimit != 0 {
+		t.Errorf("a limit of %v without a local build", g.Limit)
+	}
+	// 1 s on the disk, 25 MB at 25 MB/s, 80 ms.
+	disk.Local = []sample{cold(1, 0), {Error: "no space left on device"}}
+	if g.summarize(); math.Abs(g.Limit-2.08) > 1e-9 || math.Abs(ours.ToLimit-2) > 1e-9 {
+		t.Errorf("limit %v, %v times of it, want 2.08 and 2", g.Limit, ours.ToLimit)
+	}
+	g.Phase = again
+	if g.summarize(); g.Limit != 0 {
+		t.Errorf("a limit of %v for a build that isn't cold", g.Limit)
+	}
 }
 
 func TestRatioIsToTheBestStockRow(t *testing.T) {

@@ -32,6 +32,14 @@ type workload struct {
 const (
 	again   = "again"
 	restart = "restart"
+	// local is the build with everything on the local disk, which the limit is computed from.
+	local = "local"
+)
+
+// localBy and bytesBy are the contestants whose local build and whose bytes make the limit.
+const (
+	localBy = "overlayfs-zstd"
+	bytesBy = "stargz-tuned"
 )
 
 var phaseTitles = map[string]string{

@@ -1,0 +1,228 @@
+package integration
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// TestRestartLosesNothing ends the daemon after a build. The same build is all CACHED afterwards, without a byte of a
+// layer, and what was built on the lazy image can be built upon.
+func TestRestartLosesNothing(t *testing.T) {
+	for name, end := range map[string]func(*testing.T, *daemon.Daemon){
+		"SIGTERM": stopDaemon,
+		"SIGKILL": func(_ *testing.T, d *daemon.Daemon) { d.Kill() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+			opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+			dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN sha256sum /big/1 && echo made > /made\nRUN cat /made\n"
+			first := startDaemon(t, opt)
+			build(t, first, client.Solve{Dockerfile: dockerfile})
+			end(t, first)
+
+			reg.Log.Reset()
+			second := startDaemon(t, opt)
+			if mounts, err := second.Mounts(); err != nil || len(mounts) > 0 {
+				t.Errorf("mounts of a daemon that nobody has used: %q, %v", mounts, err)
+			}
+			res := build(t, second, client.Solve{Dockerfile: dockerfile})
+			for _, step := range []string{"sha256sum", "cat"} {
+				if v := res.Vertex(step); v == nil || !v.Cached {
+					t.Errorf("step %s is %+v, want it cached", step, v)
+				}
+			}
+			res = build(t, second, client.Solve{Dockerfile: dockerfile + "RUN cat /made && sha256sum /big/1\n"})
+			wantContains(t, "output", res.Output(), "made", digest.FromString(noise(1, 1<<20)).Encoded())
+			if read := blobsRead(t, reg, img); read > 0 {
+				t.Errorf("what had arrived before was fetched again: %d bytes", read)
+			}
+			res = build(t, second, client.Solve{Dockerfile: dockerfile + "RUN sha256sum /big/9\n"})
+			wantContains(t, "output", res.Output(), digest.FromString(noise(9, 1<<20)).Encoded())
+			if read := blobsRead(t, reg, img); read < 1<<20 {
+				t.Errorf("a file that was missing was read from %d bytes", read)
+			}
+
+			// A third life: what the second one used, what it didn't, and what is in no image.
+			stopDaemon(t, second)
+			reg.Log.Reset()
+			third := startDaemon(t, opt)
+			res = build(t, third, client.Solve{Dockerfile: dockerfile + "RUN sha256sum /big/9\nRUN cat /made && sha256sum /big/9 /big/1\n"})
+			if v := res.Vertex("RUN sha256sum /big/9"); v == nil || !v.Cached {
+				t.Errorf("the second daemon's step is %+v, want it cached", v)
+			}
+			wantContains(t, "output", res.Output(), "made", digest.FromString(noise(9, 1<<20)).Encoded())
+			if read := blobsRead(t, reg, img); read > 0 {
+				t.Errorf("the third daemon fetched %d bytes again", read)
+			}
+		})
+	}
+}
+
+// TestRestartWithExport exports an image built before a restart: its lazy layers are referred to, and fetched for a tar.
+func TestRestartWithExport(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN echo made > /made\n"}
+	first := startDaemon(t, opt)
+	build(t, first, s)
+	stopDaemon(t, first)
+	reg.Log.Reset()
+	second := startDaemon(t, opt)
+	s.Outputs = []string{"type=image,push=true,registry.insecure=true,name=" + reg.Ref("derived:latest")}
+	build(t, second, s)
+	if read := blobsRead(t, reg, img); read > 0 {
+		t.Errorf("pushing to the base image's registry fetched %d bytes of its layers", read)
+	}
+	s.Outputs = []string{"type=docker,dest=" + filepath.Join(t.TempDir(), "image.tar")}
+	build(t, second, s)
+	if read, size := blobsRead(t, reg, img), imageSize(t, img); read < size {
+		t.Errorf("a tar of %d bytes of layers was made from %d", size, read)
+	}
+}
+
+// TestDiskUsageAndPrune looks at what lazy layers take, as it grows, and has it freed.
+func TestDiskUsageAndPrune(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	from := "FROM " + reg.Ref("base:estargz") + "\n"
+	build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/1\n"})
+	before := usedBy(t, d)
+	if before < 1<<20 {
+		t.Errorf("du shows %d bytes after a step that read 1 MiB", before)
+	}
+	build(t, d, client.Solve{Dockerfile: from + "RUN cat /big/4 /big/5 /big/6 /big/7 | sha256sum\n"})
+	after := usedBy(t, d)
+	if after-before < 3<<20 {
+		t.Errorf("du shows %d bytes, then %d after a step that read 4 MiB more", before, after)
+	}
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	if again := usedBy(t, d); again < after-1<<20 || again > after+1<<20 {
+		t.Errorf("du shows %d bytes after a restart, %d before", again, after)
+	}
+	kept := stored(t, d)
+	if kept < 5<<20 {
+		t.Fatalf("the store takes %d bytes", kept)
+	}
+	if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune", "--all"); err != nil {
+		t.Fatalf("prune: %v\n%s", err, out)
+	}
+	if left := stored(t, d); left > 100_000 {
+		t.Errorf("after prune the store takes %d bytes of %d", left, kept)
+	}
+	if left := usedBy(t, d); left > 0 {
+		t.Errorf("after prune du shows %d bytes", left)
+	}
+	res := build(t, d, client.Solve{Dockerfile: from + "RUN sha256sum /big/1\n"})
+	wantContains(t, "output", res.Output(), digest.FromString(noise(1, 1<<20)).Encoded())
+}
+
+// TestGCPolicyBoundsLazyLayers prunes by size: lazy layers count, and the least recently used go.
+func TestGCPolicyBoundsLazyLayers(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "old:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	push(t, reg, "new:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("old:estargz") + "\nRUN cat /big/* | sha256sum\n"})
+	second := client.Solve{Dockerfile: "FROM " + reg.Ref("new:estargz") + "\nRUN sha256sum /big/0\n"}
+	build(t, d, second)
+	if before := usedBy(t, d); before < 16<<20 {
+		t.Fatalf("du shows %d bytes", before)
+	}
+	if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune", "--all", "--keep-storage", "10"); err != nil {
+		t.Fatalf("prune: %v\n%s", err, out)
+	}
+	if du, disk := usedBy(t, d), stored(t, d); du > 10e6 || disk > 10e6 || du < 1<<20 {
+		t.Errorf("pruned to 10 MB, du shows %d bytes, the store takes %d", du, disk)
+	}
+	res := build(t, d, second)
+	if v := res.Vertex("sha256sum"); v == nil || !v.Cached {
+		t.Errorf("the step used last is %+v, want it cached", v)
+	}
+}
+
+// TestMaxSize runs a daemon whose lazy layers may take less than the builds read.
+func TestMaxSize(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg) + "[lazy]\nmax-size = \"4MiB\"\n", Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN cat /big/* | sha256sum\n"
+	build(t, d, client.Solve{Dockerfile: dockerfile})
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	for end := time.Now().Add(20 * time.Second); stored(t, d) > 4<<20; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the store takes %d bytes", stored(t, d))
+		}
+	}
+	res := build(t, d, client.Solve{Dockerfile: dockerfile + "RUN sha256sum /big/3\n"})
+	if v := res.Vertex("RUN cat"); v == nil || !v.Cached {
+		t.Errorf("the step is %+v, want it cached", v)
+	}
+	wantContains(t, "output", res.Output(), digest.FromString(noise(3, 1<<20)).Encoded())
+}
+
+// usedBy returns the sum of what du shows, in bytes.
+func usedBy(t *testing.T, d *daemon.Daemon) int64 {
+	t.Helper()
+	out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "du", "--format", "{{json .}}")
+	if err != nil {
+		t.Fatalf("du: %v\n%s", err, out)
+	}
+	var records []struct{ Size int64 }
+	if err := json.Unmarshal(out, &records); err != nil {
+		t.Fatalf("du: %v\n%s", err, out)
+	}
+	var n int64
+	for _, r := range records {
+		n += r.Size
+	}
+	return n
+}
+
+// stored returns the bytes on disk of what the daemon keeps of lazy layers.
+func stored(t *testing.T, d *daemon.Daemon) int64 {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(d.Root, "runc-*", "snapshots", "store"))
+	if err != nil || len(dirs) != 1 {
+		t.Fatalf("stores below %s: %q, %v", d.Root, dirs, err)
+	}
+	var n int64
+	if err := filepath.WalkDir(dirs[0], func(_ string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			n += st.Blocks * 512
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

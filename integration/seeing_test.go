@@ -1,0 +1,284 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// debugPage fetches a page of a daemon's debug address.
+func debugPage(t *testing.T, addr, page string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+page, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v\n%s", page, resp.Status, err, body)
+	}
+	return string(body)
+}
+
+// metrics returns the samples of a page of Prometheus' by name and, of our own, labels.
+func metrics(t *testing.T, page string) map[string]float64 {
+	t.Helper()
+	scope := regexp.MustCompile(`otel_scope_[a-z_]+="[^"]*",?`)
+	out := map[string]float64{}
+	for line := range strings.Lines(page) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || !strings.HasPrefix(name, "buildkitd_lazy_") {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Errorf("metric %q: %v", line, err)
+		}
+		name = strings.ReplaceAll(scope.ReplaceAllString(name, ""), ",}", "}")
+		out[strings.TrimSuffix(name, "{}")] = v
+	}
+	return out
+}
+
+// TestFiguresAgreeWithTheRegistry compares what the daemon says of a build's bytes with what the registry has sent.
+func TestFiguresAgreeWithTheRegistry(t *testing.T) { eachDoor(t, testFiguresAgreeWithTheRegistry) }
+
+func testFiguresAgreeWithTheRegistry(t *testing.T) {
+	door := os.Getenv("BUILDKITD_LAZY_MOUNT")
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	reg.Log.Reset()
+	addr := freePort(t)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Args: []string{"--debugaddr", addr}})
+	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/2 /big/9\n"})
+	wantContains(t, "output", res.Output(), digest.FromString(noise(9, 1<<20)).Encoded())
+
+	type layer struct {
+		Digest                                 digest.Digest
+		Repository, Source                     string
+		Open                                   bool
+		Filled, Total, Fetched                 int64
+		Hits, Misses, Errors, Retries, Corrupt int64
+		WaitSeconds                            float64
+	}
+	var page struct {
+		Door   string
+		Totals struct{ Mounted, Fetched, Misses int64 }
+		Layers []layer
+	}
+	layers := layerDigests(t, img)
+	want := map[digest.Digest]int64{}
+	got := map[digest.Digest]int64{}
+	// What was read ahead may still be on its way.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		sent := reg.Log.BlobBytes()
+		clear(want)
+		clear(got)
+		for _, l := range layers {
+			want[l] = sent[l]
+		}
+		if err := json.Unmarshal([]byte(debugPage(t, addr, "/debug/lazy?format=json")), &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range page.Layers {
+			got[l.Digest] = l.Fetched
+		}
+		if maps.Equal(got, want) || time.Now().After(deadline) {
+			break
+		}
+	}
+	if !maps.Equal(got, want) || len(got) != 2 {
+		t.Errorf("fetched according to the daemon %v, to the registry %v", got, want)
+	}
+	var sum, misses int64
+	for _, l := range page.Layers {
+		sum += l.Fetched
+		misses += l.Misses
+		if !l.Open || l.Repository != reg.Ref("base") || l.Source != reg.Host || l.Errors != 0 || l.Retries != 0 || l.Corrupt != 0 ||
+			l.Filled > l.Total || l.Misses == 0 || l.WaitSeconds <= 0 {
+			t.Errorf("layer %+v", l)
+		}
+		if l.Digest == layers[1] && (l.Filled < 2<<20 || l.Total != 16<<20) {
+			t.Errorf("2 of 16 MiB were read, the layer is %+v", l)
+		}
+	}
+	if page.Door != door || page.Totals.Mounted != 2 || page.Totals.Fetched != sum || page.Totals.Misses != misses {
+		t.Errorf("totals %+v by %s, layers %+v", page.Totals, page.Door, page.Layers)
+	}
+	wantContains(t, "/debug/lazy", debugPage(t, addr, "/debug/lazy"), "door", "2 mounted", layers[0].String(), layers[1].String(), reg.Host)
+
+	m := metrics(t, debugPage(t, addr, "/metrics"))
+	for name, want := range map[string]float64{
+		"buildkitd_lazy_fetched_bytes_total": float64(sum), "buildkitd_lazy_demand_misses_total": float64(misses),
+		"buildkitd_lazy_wait_seconds_count": float64(misses), `buildkitd_lazy_mounted_layers{door="` + door + `"}`: 2,
+		"buildkitd_lazy_retries_total": 0, "buildkitd_lazy_verification_failures_total": 0, `buildkitd_lazy_queue_bytes{priority="demand"}`: 0,
+	} {
+		if got, ok := m[name]; !ok || got != want {
+			t.Errorf("metric %s is %v (%t), want %v", name, got, ok, want)
+		}
+	}
+	if m["buildkitd_lazy_served_bytes_total"] <= 0 {
+		t.Errorf("metrics %v", m)
+	}
+
+	// Of the build's trace, the parts that are ours.
+	spans := traceOf(t, d)
+	for _, name := range []string{"resolve lazy image", "open lazy layer", "fill lazy layer"} {
+		if spans[name] == 0 {
+			t.Errorf("no span %q in the trace of the build: %v", name, spans)
+		}
+	}
+	if got := int64(spans["fill lazy layer"]); got == 0 || got > misses {
+		t.Errorf("%d spans of %d misses", got, misses)
+	}
+}
+
+// traceOf returns how many spans of which names the daemon has recorded of its only build, all of one trace.
+func traceOf(t *testing.T, d *daemon.Daemon) map[string]int {
+	t.Helper()
+	buildctl := client.Buildctl{Addr: d.Addr}
+	var history struct {
+		Record struct {
+			Trace struct{ Digest string }
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); history.Record.Trace.Digest == ""; time.Sleep(100 * time.Millisecond) {
+		out, err := buildctl.Run(t.Context(), "debug", "histories", "--format", "{{json .}}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no trace of the build in %s", out)
+		}
+		if err := json.Unmarshal(out, &history); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+	}
+	out, err := buildctl.Run(t.Context(), "debug", "get", history.Record.Trace.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, traces := map[string]int{}, map[string]bool{}
+	dec := json.NewDecoder(bytes.NewReader(out))
+	for dec.More() {
+		var span struct {
+			Name        string
+			SpanContext struct{ TraceID string }
+		}
+		if err := dec.Decode(&span); err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		names[span.Name]++
+		traces[span.SpanContext.TraceID] = true
+	}
+	if len(traces) != 1 {
+		t.Errorf("the spans are of %d traces: %s", len(traces), out)
+	}
+	return names
+}
+
+// TestASlowReadIsShown has a registry that stops answering in the middle of a step, and in the middle of a COPY: who looks
+// at the build learns what it waits for.
+func TestASlowReadIsShown(t *testing.T) { eachDoor(t, testASlowReadIsShown) }
+
+func testASlowReadIsShown(t *testing.T) {
+	const trouble = 7 * time.Second
+	for name, c := range map[string]struct {
+		kind  registry.Kind
+		steps string // at and after {fault}
+		below string // the name of the vertex that says so
+		why   string
+	}{
+		"503 in RUN": {
+			registry.Status, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; sha256sum /big/12\n", "RUN sha256sum",
+			"{host} answered 503 Service Unavailable, retrying",
+		},
+		"silence in RUN": {
+			registry.Silence, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; sha256sum /big/12\n", "RUN sha256sum",
+			"no answer yet",
+		},
+		"503 in COPY": {
+			registry.Status, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; true\nFROM {ref} AS copy\nCOPY --from=0 /big/12 /copied\nRUN sha256sum /copied\n", "FROM {ref}",
+			"{host} answered 503 Service Unavailable, retrying",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+			top := layerDigests(t, img)[1]
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			fill := func(s string) string {
+				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1"), "{host}", reg.Host).Replace(s)
+			}
+			var since atomic.Int64 // when it began, in Unix nanoseconds
+			var remove func()
+			match := registry.MatchBlob(top)
+			remove = reg.Faults.Add(registry.Fault{Kind: c.kind, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
+				if strings.Contains(r.URL.Path, "/lab-fault") && since.CompareAndSwap(0, time.Now().UnixNano()) {
+					time.AfterFunc(trouble, func() { remove() })
+				}
+				return since.Load() != 0 && match(r)
+			}})
+			res := build(t, d, client.Solve{Dockerfile: fill("FROM {ref}\n" + c.steps), Plain: true})
+			if since.Load() == 0 {
+				t.Fatal("the step never broke the registry")
+			}
+			wantContains(t, "progress", res.Plain, digest.FromString(noise(12, 1<<20)).Encoded())
+			if err := shown(res.Plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, fill(c.why))); err != nil {
+				t.Errorf("%v:\n%s", err, res.Plain)
+			}
+			wantContains(t, "log", d.Logs(), "a read waits for the registry")
+		})
+	}
+}
+
+// shown reports whether a line is in the plain progress below a vertex: that it went on after 5 s, and its end.
+func shown(plain, vertex, line string) error {
+	lines := strings.Split(plain, "\n")
+	of := map[string]string{} // number -> name
+	for _, l := range lines {
+		if n, rest, ok := strings.Cut(l, " "); ok && strings.HasPrefix(n, "#") && of[n] == "" {
+			of[n] = rest
+		}
+	}
+	at := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, line) })
+	if at < 0 {
+		return fmt.Errorf("progress does not show %q", line)
+	}
+	n, rest, _ := strings.Cut(lines[at], " ")
+	if !strings.Contains(of[n], vertex) {
+		return fmt.Errorf("%q is shown below %q, not %q", line, of[n], vertex)
+	}
+	if !regexp.MustCompile(`^ [5-9]\.\ds$`).MatchString(strings.TrimPrefix(rest, line)) {
+		return fmt.Errorf("the wait is shown as %q", rest)
+	}
+	done := regexp.MustCompile(`^` + regexp.QuoteMeta(n+" "+line) + ` \d+\.\ds done$`)
+	if !slices.ContainsFunc(lines[at:], done.MatchString) {
+		return errors.New("its end isn't shown")
+	}
+	return nil
+}

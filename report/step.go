@@ -1,0 +1,87 @@
+package report
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// keepSpans bounds the spans of a step's reads: the first ones say where the time goes, and a step may have tens of
+// thousands.
+const keepSpans = 256
+
+// Step is a build step while it runs. It shows waits in its progress, and gives the spans of reads a place: an event of
+// the kernel says nothing about the build that it's for, but a step has the layer mounted.
+type Step struct {
+	r       *Reporter
+	ctx     context.Context //nolint:containedctx // of the step's span, for those of its reads
+	watcher *watcher
+	misses  atomic.Int64
+	waited  atomic.Int64
+}
+
+// BeginStep says that a step runs, whose progress and span ctx carries. The caller ends it.
+func (r *Reporter) BeginStep(ctx context.Context) *Step {
+	s := &Step{r: r, ctx: ctx, watcher: &watcher{
+		show:   func(since time.Time) Line { return NewLine(ctx, since) },
+		layers: map[digest.Digest]bool{},
+	}}
+	r.watchers.add(s.watcher)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.steps = append(r.steps, s)
+	return s
+}
+
+// Uses says that the step has a layer.
+func (s *Step) Uses(layer digest.Digest) { s.r.watchers.uses(s.watcher, layer) }
+
+// End says that the step has ended. Nothing is shown in its progress any more.
+func (s *Step) End() {
+	s.r.mu.Lock()
+	s.r.steps = slices.DeleteFunc(s.r.steps, func(o *Step) bool { return o == s })
+	s.r.mu.Unlock()
+	s.r.watchers.remove(s.watcher)
+	if n := s.misses.Load(); n > 0 {
+		trace.SpanFromContext(s.ctx).SetAttributes(
+			attribute.Int64("lazy.misses", n),
+			attribute.Float64("lazy.wait_seconds", time.Duration(s.waited.Load()).Seconds()),
+		)
+	}
+}
+
+// Missed notes that a read of n bytes at off of a layer's data had to wait, and how that ended. It becomes a span below
+// the step that has the layer. If several steps that run do, nobody knows which of them has read: each gets the span,
+// with their number as lazy.steps. Where none does, there is no span.
+func (r *Reporter) Missed(layer digest.Digest, off, n int64, start time.Time, waited time.Duration, err error) {
+	r.mu.Lock()
+	steps := slices.Clone(r.steps)
+	r.mu.Unlock()
+	steps = r.watchers.having(layer, steps)
+	for _, s := range steps {
+		s.waited.Add(int64(waited))
+		parent := trace.SpanFromContext(s.ctx)
+		if s.misses.Add(1) > keepSpans || !parent.IsRecording() {
+			continue
+		}
+		_, span := parent.TracerProvider().Tracer("").Start(s.ctx, "fill lazy layer", trace.WithTimestamp(start),
+			trace.WithAttributes(
+				attribute.String("lazy.layer", layer.String()),
+				attribute.String("lazy.cause", "read"),
+				attribute.Int64("lazy.offset", off),
+				attribute.Int64("lazy.bytes", n),
+				attribute.Int("lazy.steps", len(steps)),
+			))
+		if err != nil {
+			span.RecordError(err)
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End(trace.WithTimestamp(start.Add(waited)))
+	}
+}

@@ -1,0 +1,212 @@
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/moby/buildkit/util/progress"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+)
+
+// board is a place where lines are shown.
+type board struct{ log []string }
+
+func (b *board) line(since time.Time) Line {
+	b.log = append(b.log, "since "+time.Since(since).String())
+	return &boardLine{b}
+}
+
+type boardLine struct{ *board }
+
+func (l *boardLine) Set(text string) { l.log = append(l.log, text) }
+func (l *boardLine) Close()          { l.log = append(l.log, "over") }
+
+func (b *board) want(t *testing.T, want ...string) {
+	t.Helper()
+	if !slices.Equal(b.log, want) {
+		t.Errorf("shown %q, want %q", b.log, want)
+	}
+}
+
+// progressOf returns a context of a step, and what was written to its progress so far.
+func progressOf(t *testing.T) (context.Context, func() []string) {
+	t.Helper()
+	r, ctx, end := progress.NewContext(t.Context())
+	t.Cleanup(func() { end(errors.New("over")) })
+	start := time.Now()
+	return ctx, func() []string {
+		ps, err := r.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines []string
+		for _, p := range ps {
+			st := p.Sys.(progress.Status)
+			line := fmt.Sprintf("%s since %s", p.ID, st.Started.Sub(start))
+			if st.Completed != nil {
+				line += " until " + st.Completed.Sub(start).String()
+			}
+			lines = append(lines, line)
+		}
+		slices.Sort(lines) // the reader has them in no order
+		return lines
+	}
+}
+
+// A read that waits is shown in the steps that have the layer, again as long as it lasts, and not in others.
+func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		build := r.Begin("s")
+		defer r.End(build)
+		var from board
+		r.Follow([]string{"s", "other"}, "plan", layers, from.line)
+		ctx, shown := progressOf(t)
+		step := r.BeginStep(ctx)
+		step.Uses(a)
+		other := r.BeginStep(t.Context())
+		other.Uses(b)
+		other.watcher.show = func(time.Time) Line { t.Error("a step is shown another's wait"); return nil }
+
+		start := time.Now()
+		time.Sleep(5 * time.Second)
+		var why atomic.Value
+		why.Store("no answer yet")
+		over := r.Waiting(a, start, func() string { return why.Load().(string) })
+		second := r.Waiting(a, start, func() string { t.Error("one is enough"); return "" })
+		if got := shown(); !slices.Equal(got, []string{"no answer yet since 0s"}) {
+			t.Errorf("shown %q", got)
+		}
+		why.Store("503, retrying")
+		time.Sleep(11 * time.Second)
+		if got := shown(); !slices.Equal(got, []string{"503, retrying since 0s", "no answer yet since 0s until 15s"}) {
+			t.Errorf("shown %q", got)
+		}
+		time.Sleep(10 * time.Second)
+		if got := shown(); !slices.Equal(got, []string{"503, retrying since 0s"}) {
+			t.Errorf("shown %q", got)
+		}
+		over()
+		over() // is harmless
+		time.Sleep(time.Second)
+		second()
+		if got := shown(); !slices.Equal(got, []string{"503, retrying since 0s until 27s"}) {
+			t.Errorf("shown %q", got)
+		}
+		time.Sleep(time.Minute)
+		from.want(t)
+		if len(r.watchers.waits) != 0 {
+			t.Error("a wait is left")
+		}
+
+		// A step that ends takes its lines with it.
+		over = r.Waiting(a, time.Now(), func() string { return "again" })
+		step.End()
+		other.End()
+		time.Sleep(time.Minute)
+		if got := shown(); len(got) != 1 || got[0] != "again since 1m27s until 1m27s" {
+			t.Errorf("shown %q", got)
+		}
+		over()
+	})
+}
+
+// Where no step has the layer it is COPY that reads, or an export: that's shown below FROM, until the build ends.
+func TestWaitIsShownBelowFROMOtherwise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		build := r.Begin("s")
+		var from, stranger board
+		r.Follow([]string{"t"}, "plan", layers, stranger.line)
+		for range 2 {
+			r.Follow([]string{"s"}, "plan", layers, from.line)
+		}
+		r.Waiting(c, time.Now(), func() string { return "another layer" })()
+		over := r.Waiting(b, time.Now(), func() string { return "x" })
+		from.want(t, "since 0s", "x")
+		over()
+		from.want(t, "since 0s", "x", "over")
+		defer r.Waiting(b, time.Now(), func() string { return "y" })()
+		r.End(build)
+		time.Sleep(time.Minute)
+		from.want(t, "since 0s", "x", "over", "since 0s", "y", "over")
+		stranger.want(t)
+		if len(r.watchers.all) != 0 {
+			t.Errorf("watchers left: %v", r.watchers.all)
+		}
+	})
+}
+
+func TestWaitLine(t *testing.T) {
+	if got := WaitLine("registry.example/x", "sha256:ab", "connection refused, retrying"); got != "waiting for registry.example/x layer sha256:ab (connection refused, retrying)" {
+		t.Error(got)
+	}
+}
+
+// Reads are spans of the step that has the layer; of several, each has one that says so.
+func TestReadsAreSpansOfTheStep(t *testing.T) {
+	rec := tracetest.NewSpanRecorder()
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec)).Tracer("")
+	var r Reporter
+	r.Missed(a, 0, 1, time.Now(), time.Second, nil) // nobody's
+	ctx1, span1 := tracer.Start(t.Context(), "step 1")
+	one := r.BeginStep(ctx1)
+	one.Uses(a)
+	untraced := r.BeginStep(t.Context())
+	untraced.Uses(b)
+	start := time.Now().Add(-time.Minute)
+	r.Missed(a, 4096, 8192, start, 2*time.Second, errors.New("503"))
+	r.Missed(b, 0, 1, start, time.Second, nil)
+	untraced.End()
+
+	ended := rec.Ended()
+	if len(ended) != 1 || ended[0].Parent().SpanID() != span1.SpanContext().SpanID() || ended[0].Name() != "fill lazy layer" ||
+		!ended[0].StartTime().Equal(start) || !ended[0].EndTime().Equal(start.Add(2*time.Second)) || ended[0].Status().Description != "503" {
+		t.Fatalf("spans %v", ended)
+	}
+	attrs := func(s sdktrace.ReadOnlySpan) map[string]string {
+		m := map[string]string{}
+		for _, kv := range s.Attributes() {
+			m[string(kv.Key)] = kv.Value.String()
+		}
+		return m
+	}
+	want := map[string]string{"lazy.layer": a.String(), "lazy.cause": "read", "lazy.offset": "4096", "lazy.bytes": "8192", "lazy.steps": "1"}
+	if got := attrs(ended[0]); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("attributes %v, want %v", got, want)
+	}
+
+	ctx2, span2 := tracer.Start(t.Context(), "step 2")
+	two := r.BeginStep(ctx2)
+	two.Uses(a)
+	r.Missed(a, 0, 1, start, time.Second, nil)
+	two.End()
+	span2.End()
+	ended = rec.Ended()
+	if len(ended) != 4 || attrs(ended[1])["lazy.steps"] != "2" || ended[2].Parent().SpanID() != span2.SpanContext().SpanID() {
+		t.Fatalf("spans %v", ended)
+	}
+	if got := attrs(ended[3]); got["lazy.misses"] != "1" || got["lazy.wait_seconds"] != "1" {
+		t.Errorf("attributes of a step %v", got)
+	}
+
+	for range 2 * keepSpans {
+		r.Missed(a, 0, 1, start, time.Millisecond, nil)
+	}
+	one.End()
+	if n := len(rec.Ended()) - 4; n != keepSpans-2 {
+		t.Errorf("%d spans more, want %d", n, keepSpans-2)
+	}
+	span1.End()
+	last := rec.Ended()[len(rec.Ended())-1]
+	if got := attrs(last)["lazy.misses"]; got != fmt.Sprint(2*keepSpans+2) {
+		t.Errorf("%s misses of a step", got)
+	}
+}

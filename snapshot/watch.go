@@ -1,0 +1,166 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+)
+
+// Watch says who is told of reads. What is nil isn't called; the rest is, concurrently, and must not block.
+type Watch struct {
+	// Missed is told of a read that had to wait for bytes, when the wait is over.
+	Missed func(layer digest.Digest, m fill.Miss)
+	// Slow is told of a read that has waited for fill.SchedulerOptions.SlowAfter and still does. What it returns, if
+	// that isn't nil, is called when the wait is over.
+	Slow func(SlowRead) (over func())
+}
+
+// SlowRead is a read that waits.
+type SlowRead struct {
+	Layer digest.Digest
+	// Repository is where the blob is read from, e.g. "registry.example/team/image".
+	Repository string
+	// File is a path of the file that is waited for, in the layer.
+	File  string
+	Since time.Time
+	// Why says why the wait lasts, as far as that is known when it is called.
+	Why func() string
+}
+
+// LayerAt returns the digest of the lazy layer that is mounted at dir. One that is relative is in the directory of the
+// snapshots: so they are called in the options of an overlay of many.
+func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
+	e := s.door
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(filepath.Dir(e.root), "snapshotter", "snapshots", dir)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l := e.mounts[dir]; l != nil {
+		return l.key.Blob, true
+	}
+	return "", false
+}
+
+// watchBlob returns opt with what the layer has to know of its requests.
+func (s *served) watchBlob(opt blob.Options) blob.Options {
+	e, fetched, retrying, failed := s.engine, opt.Fetched, opt.Retrying, opt.Failed
+	opt.Fetched = func(dgst digest.Digest, n int64, _ time.Duration) {
+		s.counts.fetched.Add(n)
+		e.totals.fetched.Add(n)
+		if fetched != nil {
+			fetched(dgst, n, 0) // who waits for how long isn't the request's to say: see Fill
+		}
+	}
+	opt.Retrying = func(dgst digest.Digest, why error) {
+		s.counts.retries.Add(1)
+		e.totals.retries.Add(1)
+		s.counts.trouble.Store(&trouble{time.Now(), why})
+		if retrying != nil {
+			retrying(dgst, why)
+		}
+	}
+	opt.Failed = func(dgst digest.Digest, err error) {
+		s.counts.trouble.Store(&trouble{time.Now(), err})
+		if failed != nil {
+			failed(dgst, err)
+		}
+	}
+	return opt
+}
+
+// watchFill returns what the layer's Filler is told.
+func (s *served) watchFill(model *layer.Layer) fill.LayerOptions {
+	for i := range model.Chunks {
+		s.counts.total += model.Chunks[i].Size
+	}
+	e := s.engine
+	return fill.LayerOptions{
+		Name: s.key.Blob.String(),
+		Slow: func(file string, waited time.Duration) func() {
+			if e.opt.Watch.Slow == nil {
+				return nil
+			}
+			since := time.Now().Add(-waited)
+			return e.opt.Watch.Slow(SlowRead{
+				Layer: s.key.Blob, Repository: s.reader().Repository(), File: file, Since: since,
+				Why: func() string { return s.why(since) },
+			})
+		},
+		Missed: func(m fill.Miss) {
+			e.totals.misses.Add(1)
+			if m.Err != nil && !errors.Is(m.Err, errUnmounted) {
+				e.totals.errors.Add(1)
+				s.counts.trouble.Store(&trouble{time.Now(), m.Err})
+			}
+			if e.opt.Watch.Missed != nil {
+				e.opt.Watch.Missed(s.key.Blob, m)
+			}
+		},
+		Corrupt: func() { e.totals.corrupt.Add(1) },
+	}
+}
+
+// why says why a read waits.
+func (s *served) why(since time.Time) string {
+	if t := s.counts.trouble.Load(); t != nil && t.at.After(since) {
+		return t.err.Error() + ", retrying"
+	}
+	return "no answer yet"
+}
+
+// answered takes note of a read that got its n bytes.
+func (s *served) answered(n int64) {
+	s.counts.served.Add(n)
+	s.engine.totals.served.Add(n)
+}
+
+// from takes note of who sends a body, which is nil if nobody does.
+func (s *served) from(body io.ReadCloser) {
+	if src, ok := body.(interface{ Source() string }); ok {
+		if name := src.Source(); name != "" {
+			s.counts.source.Store(&name)
+		}
+	}
+}
+
+// spanOpen starts the span of an opening, below the one of the mount that asked for it first. Without one there is none.
+func (s *served) spanOpen(ctx context.Context) (_ context.Context, end func(error)) {
+	parent := trace.SpanFromContext(ctx)
+	if !parent.SpanContext().IsValid() {
+		return ctx, s.opening
+	}
+	ctx, span := parent.TracerProvider().Tracer("").Start(ctx, "open lazy layer", trace.WithAttributes(
+		attribute.String("lazy.layer", s.key.Blob.String()),
+		attribute.String("lazy.repository", s.reader().Repository()),
+		attribute.String("lazy.door", s.engine.opt.Door),
+	))
+	return ctx, func(err error) {
+		span.SetAttributes(attribute.Int64("lazy.bytes", s.counts.fetched.Load()))
+		if err != nil {
+			span.RecordError(err)
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
+		s.opening(err)
+	}
+}
+
+// opening takes note of how an opening ended.
+func (s *served) opening(err error) {
+	if _, ok := errors.AsType[*estargz.DigestError](err); ok {
+		s.engine.totals.corrupt.Add(1)
+	}
+}

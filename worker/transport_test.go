@@ -1,0 +1,88 @@
+package worker
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/moby/buildkit/util/resolver/config"
+)
+
+func TestConnectionsOutliveABurst(t *testing.T) {
+	const burst = 20
+	var opened atomic.Int64
+	var all sync.WaitGroup // all requests of a burst are outstanding at the same time
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		all.Done()
+		all.Wait()
+		_, _ = io.WriteString(w, "bytes")
+	}))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	u, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClients(nil)
+	for range 3 {
+		hosts := []docker.RegistryHost{{Scheme: "http", Host: u.Host, Client: http.DefaultClient}}
+		c.use(hosts)
+		all.Add(burst)
+		var done sync.WaitGroup
+		for range burst {
+			done.Go(func() {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp, err := hosts[0].Client.Transport.RoundTrip(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer resp.Body.Close()
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		done.Wait()
+	}
+	if n := opened.Load(); n > burst {
+		t.Errorf("three bursts of %d requests opened %d connections", burst, n)
+	}
+}
+
+func TestHostsWithTheirOwnTLSKeepTheirClient(t *testing.T) {
+	insecure := true
+	c := newClients(map[string]config.RegistryConfig{
+		"ca.example":       {RootCAs: []string{"ca.pem"}},
+		"dir.example":      {TLSConfigDir: []string{"/certs"}},
+		"pair.example":     {KeyPairs: []config.TLSKeyPair{{}}},
+		"insecure.example": {Insecure: &insecure},
+		"plain.example":    {Mirrors: []string{"m.example"}},
+	})
+	for host, kept := range map[string]bool{
+		"ca.example": true, "dir.example": true, "pair.example": true, "insecure.example": true,
+		"plain.example": false, "other.example": false,
+	} {
+		own := &http.Client{}
+		hosts := []docker.RegistryHost{{Scheme: "https", Host: host, Client: own}}
+		c.use(hosts)
+		if (hosts[0].Client == own) != kept {
+			t.Errorf("%s keeps its client: %t, want %t", host, !kept, kept)
+		}
+	}
+}

@@ -1,0 +1,148 @@
+package worker
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	bkexecutor "github.com/moby/buildkit/executor"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/report"
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+// watch tells the reporter, the metrics and the log of reads that wait.
+func watch(meter metric.Meter, rep *report.Reporter) (snapshot.Watch, error) {
+	waits, err := waitHistogram(meter)
+	if err != nil {
+		return snapshot.Watch{}, err
+	}
+	return snapshot.Watch{
+		Missed: func(layer digest.Digest, m fill.Miss) {
+			waits.Record(context.Background(), m.Waited.Seconds())
+			rep.Missed(layer, m.Off, m.Bytes, m.Start, m.Waited, m.Err)
+		},
+		Slow: func(r snapshot.SlowRead) func() {
+			return rep.Waiting(r.Layer, r.Since, func() string {
+				why := r.Why()
+				bklog.L.WithFields(logrus.Fields{
+					"layer": r.Layer, "repository": r.Repository, "file": r.File, "since": r.Since, "reason": why,
+				}).Warn("a read waits for the registry")
+				return report.WaitLine(r.Repository, r.Layer, why)
+			})
+		},
+	}, nil
+}
+
+// layerAt returns the lazy layer that is mounted at a directory.
+type layerAt func(dir string) (digest.Digest, bool)
+
+func (w *Worker) layerAt(dir string) (digest.Digest, bool) {
+	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
+		return s.LayerAt(dir)
+	}
+	return "", false
+}
+
+// LazyStats say how far lazy layers have come; all is zero if there are none.
+func (w *Worker) LazyStats() snapshot.Stats {
+	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
+		return s.Stats()
+	}
+	return snapshot.Stats{}
+}
+
+// lazySummary is LazyStats without the layers.
+func (w *Worker) lazySummary() snapshot.Summary {
+	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
+		return s.Summary()
+	}
+	return snapshot.Summary{}
+}
+
+// watchMounts has the step told of the layers in what is mounted for it.
+func watchMounts(step *report.Step, at layerAt, root bkexecutor.Mount, mounts []bkexecutor.Mount) (bkexecutor.Mount, []bkexecutor.Mount) {
+	watch := func(m bkexecutor.Mount) bkexecutor.Mount {
+		if m.Src != nil && at != nil {
+			m.Src = watchedMount{m.Src, step, at}
+		}
+		return m
+	}
+	watched := make([]bkexecutor.Mount, len(mounts))
+	for i, m := range mounts {
+		watched[i] = watch(m)
+	}
+	return watch(root), watched
+}
+
+type watchedMount struct {
+	bkexecutor.Mountable
+	step *report.Step
+	at   layerAt
+}
+
+// Mount implements executor.Mountable.
+func (w watchedMount) Mount(ctx context.Context, readonly bool) (bkexecutor.MountableRef, error) {
+	ref, err := w.Mountable.Mount(ctx, readonly)
+	if err != nil {
+		return nil, err
+	}
+	return watchedRef{ref, w}, nil
+}
+
+type watchedRef struct {
+	bkexecutor.MountableRef
+	by watchedMount
+}
+
+// Mount implements executor.MountableRef.
+func (r watchedRef) Mount() ([]mount.Mount, func() error, error) {
+	mounts, release, err := r.MountableRef.Mount()
+	for _, m := range mounts {
+		for _, dir := range dirsOf(m) {
+			if layer, ok := r.by.at(dir); ok {
+				r.by.step.Uses(layer)
+			}
+		}
+	}
+	return mounts, release, err
+}
+
+// dirsOf returns the directories that a mount shows: the layers of an overlay, or what a bind mount is of. BuildKit mounts
+// the root of a step by itself and hands on a bind mount of that: what's below is with the kernel.
+func dirsOf(m mount.Mount) []string {
+	if m.Source == "" || m.Type == "overlay" {
+		return lowerDirs(m.Options)
+	}
+	dirs := []string{m.Source}
+	dir, err := filepath.EvalSymlinks(m.Source)
+	if err != nil {
+		return dirs
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil {
+		return dirs
+	}
+	for _, info := range mounts {
+		dirs = append(dirs, lowerDirs(strings.Split(info.VFSOptions, ","))...)
+	}
+	return dirs
+}
+
+// lowerDirs returns the layers that are in an overlay's options.
+func lowerDirs(options []string) []string {
+	var dirs []string
+	for _, o := range options {
+		if name, value, _ := strings.Cut(o, "="); name == "lowerdir" || name == "lowerdir+" {
+			dirs = append(dirs, strings.Split(value, ":")...)
+		}
+	}
+	return dirs
+}
