@@ -14,7 +14,8 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
-// Fetcher reads a range of a blob. blob.Reader is one.
+// Fetcher reads a range of a blob. blob.Reader is one. A body that doesn't come over the link has a method Local() bool that
+// returns true: how fast it arrives says nothing of the link.
 type Fetcher interface {
 	Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }

@@ -1,10 +1,12 @@
 package fill
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"math/rand/v2"
 	"slices"
@@ -554,6 +556,43 @@ func TestWhatIsInDoubtIsVerifiedRatherThanFetched(t *testing.T) {
 		}
 		if !sink.Have(7) {
 			t.Error("what was wrong is still missing")
+		}
+	})
+}
+
+// keeper has a part of a blob.
+type keeper struct {
+	*served
+	from int64
+}
+
+func (k *keeper) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < k.from {
+		return k.served.Fetch(ctx, off, n)
+	}
+	return kept{io.NopCloser(bytes.NewReader(k.blob[off : off+n]))}, nil
+}
+
+type kept struct{ io.ReadCloser }
+
+func (kept) Local() bool { return true }
+
+// What was kept comes in no time; the link is no other for it.
+func TestLocalBytesSayNothingOfTheLink(t *testing.T) {
+	im := imageOf(t, 64<<10, many(60, 60_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		b.Filler.from = &keeper{b.from, im.Frames[30].Offset}
+		for i := range 30 {
+			b.readFile(t, i)
+		}
+		rate, rtt := b.s.Link()
+		for i := range 10 {
+			b.readFile(t, 59-3*i)
+		}
+		if r, d := b.s.Link(); r != rate || d != rtt {
+			t.Errorf("link is %.0f B/s, %v; after local bytes %.0f B/s, %v", rate, rtt, r, d)
 		}
 	})
 }

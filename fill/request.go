@@ -77,7 +77,8 @@ func (r *request) receive(ctx context.Context) error {
 			r.f.count.source.Store(&name)
 		}
 	}
-	in := bufio.NewReaderSize(&counted{body, r, start}, 32<<10)
+	kept, ok := body.(interface{ Local() bool })
+	in := bufio.NewReaderSize(&counted{body, r, start, ok && kept.Local()}, 32<<10)
 	pos := r.off
 	for _, fl := range r.flights {
 		fr := &r.f.layer.Frames[fl.frame]
@@ -102,6 +103,7 @@ type counted struct {
 	io.Reader
 	r     *request
 	start time.Time // zero when the first byte has arrived
+	local bool      // they say nothing of the link
 }
 
 // Read implements io.Reader.
@@ -114,14 +116,16 @@ func (c *counted) Read(p []byte) (int, error) {
 	c.r.f.count.fetched.Add(int64(n))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !c.start.IsZero() {
+	if !c.start.IsZero() && !c.local {
 		s.est.answered(now.Sub(c.start))
 		c.start = time.Time{}
 	}
 	got := min(int64(n), c.r.left)
 	c.r.left -= got
 	s.outstanding -= got
-	s.est.arrived(now, int64(n), s.outstanding)
+	if !c.local {
+		s.est.arrived(now, int64(n), s.outstanding)
+	}
 	s.dispatch()
 	return n, err
 }

@@ -35,7 +35,11 @@ func (l localFirst) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, err
 	return l.Fetcher.Fetch(ctx, off, n)
 }
 
+// localBody didn't come over the link.
 type localBody struct {
 	io.Reader
 	io.Closer
 }
+
+// Local tells package fill.
+func (localBody) Local() bool { return true }

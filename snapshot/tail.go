@@ -44,11 +44,14 @@ func (t tailFirst) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, erro
 		return t.next.Fetch(ctx, off, n)
 	}
 	if off >= t.off {
-		return io.NopCloser(bytes.NewReader(t.p[off-t.off : end-t.off])), nil
+		return localBody{bytes.NewReader(t.p[off-t.off : end-t.off]), io.NopCloser(nil)}, nil
 	}
 	head, err := t.next.Fetch(ctx, off, t.off-off)
 	if err != nil {
 		return nil, err
 	}
-	return localBody{io.MultiReader(head, bytes.NewReader(t.p[:end-t.off])), head}, nil
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(head, bytes.NewReader(t.p[:end-t.off])), head}, nil
 }
