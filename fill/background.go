@@ -44,7 +44,7 @@ func (s *Scheduler) sweep(l level) bool {
 			if i < 0 || s.pausing(f) {
 				break
 			}
-			if l == background && (!s.idle() || !s.thrifty()) || !s.space(l, f.layer.Frames[i].Size) {
+			if l == background && (!s.idle() || !s.thrifty() || !s.roomy()) || !s.space(l, f.layer.Frames[i].Size) {
 				return false
 			}
 			r := s.plan(f.batchFrom(i, l, s.batch()))
@@ -81,6 +81,21 @@ func (s *Scheduler) thrifty() bool {
 		return false
 	}
 	return true
+}
+
+// grows is by how much frames grow when they are decompressed, at most as a rule; roomAgain is when there may be room again.
+const (
+	grows     = 4
+	roomAgain = 10 * time.Second
+)
+
+// roomy reports whether the disk has room for more than what is on its way.
+func (s *Scheduler) roomy() bool {
+	if s.opt.Room == nil || s.opt.Room() > grows*(s.held+maxRequest) {
+		return true
+	}
+	s.later(roomAgain)
+	return false
 }
 
 // yield cancels background requests that would be in the way of somebody who waits.

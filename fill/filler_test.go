@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -272,6 +273,26 @@ func TestBackgroundKeepsToItsRate(t *testing.T) {
 		_, _, sent := b.link.figures()
 		if sent < 1<<20 || sent > 5<<19 {
 			t.Errorf("%d bytes in 1.5 s", sent)
+		}
+	})
+}
+
+func TestBackgroundLeavesRoom(t *testing.T) {
+	im := imageOf(t, 64<<10, many(64, 64<<10)...)
+	synctest.Test(t, func(t *testing.T) {
+		var room atomic.Int64
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true, Room: room.Load})
+		defer b.s.Close()
+		b.readFile(t, 0)
+		time.Sleep(time.Minute)
+		if _, _, sent := b.link.figures(); sent > 1<<20 {
+			t.Errorf("%d bytes were fetched without room for them", sent)
+		}
+		b.readFile(t, 60) // whoever waits gets what there is
+		room.Store(1 << 30)
+		time.Sleep(time.Minute)
+		if _, _, sent := b.link.figures(); sent < 4<<20 {
+			t.Errorf("%d bytes of 4 MiB were fetched once there was room", sent)
 		}
 	})
 }

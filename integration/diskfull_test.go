@@ -34,21 +34,28 @@ func mountExt4(t *testing.T, dir string) {
 	})
 }
 
+// smallDisk mounts 64 MiB until the test ends, half of which a file takes.
+func smallDisk(t *testing.T, door []string) (dir, ballast string) {
+	t.Helper()
+	dir = t.TempDir()
+	if door[0] == throughDoor("erofs")[0] {
+		mountExt4(t, dir)
+	} else {
+		mountTmpfs(t, dir, 0, "size=64m")
+	}
+	ballast = filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 32<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir, ballast
+}
+
 // TestDiskFullInMidRUN fills the disk by what a step reads: the build fails and says so, the daemon lives on, and once there is room the
 // build succeeds. The kernel door needs a disk for that, FUSE has a tmpfs.
 func TestDiskFullInMidRUN(t *testing.T) {
 	m := newMidRUN(t)
 	eachDoorAtOnce(t, func(t *testing.T, door []string) {
-		dir := t.TempDir()
-		if door[0] == throughDoor("erofs")[0] {
-			mountExt4(t, dir)
-		} else {
-			mountTmpfs(t, dir, 0, "size=64m")
-		}
-		ballast := filepath.Join(dir, "ballast")
-		if err := os.WriteFile(ballast, make([]byte, 32<<20), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		dir, ballast := smallDisk(t, door)
 		reg := m.serve(t, registry.Options{})
 		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door, Root: filepath.Join(dir, "root")})
 		s := client.Solve{Dockerfile: "FROM " + reg.Ref(midRUNName) + "\nRUN sha256sum /big/0 && sha256sum /big/*\n"}
@@ -68,5 +75,17 @@ func TestDiskFullInMidRUN(t *testing.T) {
 		for i := range uint64(32) {
 			wantContains(t, "output once there is room", res.Output(), digest.FromString(noise(i, 1<<20)).Encoded())
 		}
+	})
+}
+
+// TestBackgroundFillLeavesRoom has a layer that doesn't fit: what nobody has read doesn't take the disk from the step.
+func TestBackgroundFillLeavesRoom(t *testing.T) {
+	m := newMidRUN(t)
+	eachDoorAtOnce(t, func(t *testing.T, door []string) {
+		dir, _ := smallDisk(t, door)
+		reg := m.serve(t, registry.Options{})
+		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nbackground-fetch = true\n", Env: door, Root: filepath.Join(dir, "root")})
+		res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(midRUNName) + "\nRUN sha256sum /big/0 && sleep 3 && dd if=/dev/zero of=/out bs=1M count=4\n"})
+		wantContains(t, "output", res.Output(), "4+0 records out")
 	})
 }
