@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -41,6 +42,50 @@ func removeLeftBundles(root string) error {
 			continue
 		}
 		errs = append(errs, os.RemoveAll(filepath.Dir(rootfs)))
+	}
+	return errors.Join(errs...)
+}
+
+// removeLeftMounts removes BuildKit's own mounts of snapshots, buildkit-mount… in the directory for temporary files, that a killed
+// daemon on the state directory has left there: nobody else ever will. Other daemons' are told from them by what they are mounts of.
+func removeLeftMounts(root, tmp string) error {
+	root, err := filepath.EvalSymlinks(root) // as mounts are listed
+	if err != nil {
+		return err
+	}
+	if tmp, err = filepath.EvalSymlinks(tmp); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return fmt.Errorf("%s: %w", root, err)
+	}
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return fmt.Errorf("list mounts: %w", err)
+	}
+	// The state directory's path in its own filesystem, which is what bind mounts are listed with.
+	own := ""
+	for _, m := range mounts {
+		if rel, err := filepath.Rel(m.Mountpoint, root); err == nil && filepath.IsLocal(rel) && unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == st.Dev {
+			own = filepath.Join(m.Root, rel)
+		}
+	}
+	var errs []error
+	for _, m := range slices.Backward(mounts) {
+		if filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), "buildkit-mount") {
+			continue
+		}
+		bind := own != "" && unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == st.Dev && strings.HasPrefix(m.Root, own+"/")
+		overlay := m.FSType == "overlay" && (strings.Contains(m.VFSOptions, "="+root+"/") || strings.Contains(m.VFSOptions, ":"+root+"/"))
+		if !bind && !overlay {
+			continue
+		}
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m.Mountpoint, err))
+			continue
+		}
+		errs = append(errs, os.Remove(m.Mountpoint))
 	}
 	return errors.Join(errs...)
 }

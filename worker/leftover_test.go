@@ -50,3 +50,49 @@ func TestRemoveLeftBundles(t *testing.T) {
 		}
 	}
 }
+
+// Mounts of the state directory's snapshots go, others' stay.
+func TestRemoveLeftMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	root, other, tmp := t.TempDir(), t.TempDir(), t.TempDir()
+	dir := func(elem ...string) string {
+		d := filepath.Join(elem...)
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	mount := func(name, source, fstype string, flags uintptr, data string) string {
+		target := dir(tmp, name)
+		if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) }) // if it's still there
+		return target
+	}
+	lower := func(root string) string { return "lowerdir=" + dir(root, "a") + ":" + dir(root, "b") }
+	gone := []string{
+		mount("buildkit-mount1", dir(root, "fs"), "", unix.MS_BIND, ""),
+		mount("buildkit-mount2", "overlay", "overlay", unix.MS_RDONLY, lower(root)),
+	}
+	stay := []string{
+		mount("buildkit-mount3", dir(other, "fs"), "", unix.MS_BIND, ""),
+		mount("buildkit-mount4", "overlay", "overlay", unix.MS_RDONLY, lower(other)),
+		mount("else", dir(root, "fs"), "", unix.MS_BIND, ""),
+	}
+	if err := removeLeftMounts(root, tmp); err != nil {
+		t.Error(err)
+	}
+	for _, d := range gone {
+		if _, err := os.Stat(d); !os.IsNotExist(err) {
+			t.Errorf("%s: %v, want it gone", d, err)
+		}
+	}
+	for _, d := range stay {
+		if err := unix.Unmount(d, unix.MNT_DETACH); err != nil {
+			t.Errorf("%s is not mounted any more: %v", d, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"sync/atomic"
 
@@ -72,6 +73,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	}
 	if err := removeLeftBundles(opt.Config.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		bklog.G(ctx).WithError(err).Warn("a step of an earlier daemon has left something behind")
+	}
+	if err := removeLeftMounts(opt.Config.Root, os.TempDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		bklog.G(ctx).WithError(err).Warn("an earlier daemon has left mounts behind")
 	}
 	w := &Worker{reporter: &report.Reporter{}}
 	hosts := resolver.NewRegistryConfig(opt.Config.Registries)
