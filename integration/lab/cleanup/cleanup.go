@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 )
 
 var (
@@ -47,7 +48,16 @@ func TempDir(name string) (dir string, remove func(), err error) {
 		return "", nil, err
 	}
 	remove = Add(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		// A daemon that was interrupted while it started may take a moment to end, and write meanwhile.
+		err := os.RemoveAll(dir)
+		for range 30 {
+			if err == nil {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, name+":", err)
 		}
 	})
