@@ -48,7 +48,7 @@ func TempDir(name string) (dir string, remove func(), err error) {
 		return "", nil, err
 	}
 	remove = Add(func() {
-		// A daemon that was interrupted while it started may take a moment to end, and write meanwhile.
+		// What a daemon that was interrupted while it started had mounted may stay for a moment after its end.
 		err := os.RemoveAll(dir)
 		for range 30 {
 			if err == nil {

@@ -1,0 +1,212 @@
+package fill
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestCorruptOnceIsFetchedAgain(t *testing.T) {
+	im := imageOf(t, 256<<10, 1<<20, 100)
+	for _, big := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, dsl(), im, SchedulerOptions{})
+			defer b.s.Close()
+			fr := im.Frames[2]
+			file := 0
+			if !big {
+				fr, file = im.Frames[len(im.Frames)-1], 1
+			}
+			spoilt := false
+			var mu sync.Mutex
+			b.link.spoil = func(off int64, p []byte) {
+				mu.Lock()
+				defer mu.Unlock()
+				if at := fr.Offset + fr.Size/2; !spoilt && off <= at && at < off+int64(len(p)) {
+					p[at-off] ^= 1
+					spoilt = true
+				}
+			}
+			told := 0
+			b.opt.Corrupt = func() { told++ }
+			b.readFile(t, file)
+			if st := b.Stats(); !spoilt || told != 1 || st.Corrupt != 1 || st.Retries != 1 || st.Errors != 0 {
+				t.Errorf("%+v", st)
+			}
+			b.sink.once(t)
+		})
+	}
+}
+
+func TestCorruptTwiceIsAnErrorThatNamesItself(t *testing.T) {
+	im := imageOf(t, 256<<10, 100, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		fr := im.Frames[3]
+		b.link.spoil = func(off int64, p []byte) {
+			if at := fr.Offset + fr.Size/2; off <= at && at < off+int64(len(p)) {
+				p[at-off] ^= 1
+			}
+		}
+		f := im.file(1)
+		err := b.Fill(t.Context(), f.off+f.n/2+1, 1)
+		bad, ok := errors.AsType[*CorruptError](err)
+		if !ok || bad.File != "1" || bad.Chunk != 2 || bad.Layer != "sha256:test" {
+			t.Fatalf("error %v", err)
+		}
+		if !strings.HasPrefix(err.Error(), "read 1 (layer sha256:test): chunk 2: ") {
+			t.Errorf("error %q", err)
+		}
+		if b.sink.Have(3) {
+			t.Error("a corrupt chunk was written")
+		}
+		b.link.spoil = nil
+		b.readFile(t, 1) // nothing is remembered of it
+	})
+}
+
+func TestFullDiskIsAnErrorUntilThereIsSpace(t *testing.T) {
+	im := imageOf(t, 64<<10, many(10, 200_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true})
+		defer b.s.Close()
+		b.sink.fail = func(int) error { return syscall.ENOSPC }
+		if err := b.Fill(t.Context(), 0, 1); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("error %v", err)
+		}
+		before, _, _ := b.link.figures()
+		time.Sleep(10 * time.Second)
+		if after, _, _ := b.link.figures(); after-before > 20 {
+			t.Errorf("%d requests while there is no space", after-before)
+		}
+		b.sink.mu.Lock()
+		b.sink.fail = nil
+		b.sink.mu.Unlock()
+		b.readFile(t, 0)
+		time.Sleep(time.Minute)
+		if b.Stats().Missing > 0 {
+			t.Error("background work didn't go on")
+		}
+	})
+}
+
+func TestFailedFetchIsTriedAgainByTheNextRead(t *testing.T) {
+	im := imageOf(t, 64<<10, 1000)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		gone := errors.New("registry.test answered 503")
+		b.link.fail = func() error { return gone }
+		err := b.Fill(t.Context(), 0, 1)
+		if !errors.Is(err, gone) || !strings.HasPrefix(err.Error(), "read 0 (layer sha256:test): ") {
+			t.Fatalf("error %v", err)
+		}
+		b.link.fail = nil
+		b.readFile(t, 0)
+	})
+}
+
+func TestCallerLeavesAndTheFetchGoesOn(t *testing.T) {
+	im := imageOf(t, 1<<20, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		stop := errors.New("build cancelled")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(5*time.Millisecond, func() { cancel(stop) })
+		start := time.Now()
+		if err := b.Fill(ctx, 0, 1); !errors.Is(err, stop) || time.Since(start) != 5*time.Millisecond {
+			t.Errorf("error %v after %s", err, time.Since(start))
+		}
+		b.readFile(t, 0)
+		if n, _, _ := b.link.figures(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+func TestCloseDuringFetch(t *testing.T) {
+	im := imageOf(t, 256<<10, 20<<20)
+	for _, after := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, dsl(), im, SchedulerOptions{Background: true})
+			errs := make(chan error, 1)
+			go func() { errs <- b.Fill(context.Background(), 0, im.DataSize) }()
+			time.Sleep(after)
+			b.Close()
+			b.Close()
+			if err := <-errs; err == nil || !strings.Contains(err.Error(), "layer is closed") {
+				t.Errorf("error %v", err)
+			}
+			b.s.Close()
+			if err := b.Fill(t.Context(), im.DataSize-1, 1); err == nil {
+				t.Error("Fill after Close")
+			}
+			if len(b.s.requests) != 0 || b.s.outstanding != 0 || b.s.held != 0 || b.s.waiting != 0 || len(b.flights) != 0 {
+				t.Errorf("left: %d requests, %d bytes outstanding, %d held, %d waiting, %d flights", len(b.s.requests), b.s.outstanding, b.s.held, b.s.waiting, len(b.flights))
+			}
+		})
+	}
+}
+
+// doubtful is a sink after an unclean stop.
+type doubtful struct {
+	*memory
+	doubts bitmap
+	wrong  int // a chunk that isn't what was written
+}
+
+func (d *doubtful) Doubtful() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for c := range d.im.Chunks {
+			if d.doubts.has(c) && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+func (d *doubtful) Verify(chunk int) bool {
+	if d.doubts.has(chunk) && chunk != d.wrong {
+		d.have.set(chunk)
+	}
+	return d.Have(chunk)
+}
+
+func TestWhatIsInDoubtIsVerifiedRatherThanFetched(t *testing.T) {
+	im := imageOf(t, 64<<10, many(20, 5000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := dsl()
+		s := NewScheduler(SchedulerOptions{})
+		defer s.Close()
+		sink := &doubtful{newMemory(im), newBitmap(len(im.Chunks)), 7}
+		for c := range 15 {
+			sink.doubts.set(c)
+		}
+		from := l.serve(im)
+		f := s.Open(im.Layer, from, sink, LayerOptions{})
+		for i := range 10 {
+			if err := f.Fill(t.Context(), im.file(i).off, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		for _, a := range from.asked {
+			for i := range 15 {
+				if fr := im.Frames[i]; i != 7 && a.off < fr.End() && fr.Offset < a.end {
+					t.Errorf("frame %d was fetched", i)
+				}
+			}
+		}
+		if !sink.Have(7) {
+			t.Error("what was wrong is still missing")
+		}
+	})
+}
