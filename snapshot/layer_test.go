@@ -120,6 +120,17 @@ func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...testLayer) *re
 	return r
 }
 
+// spoil changes a layer's first frame, for good.
+func (r *registry) spoil(l testLayer) {
+	bad := bytes.Clone(l.blob)
+	for i := 2000; i < 3000; i++ {
+		bad[i] ^= 0xff
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blobs[l.digest.String()] = bad
+}
+
 func (r *registry) host() string { return strings.TrimPrefix(r.URL, "http://") }
 
 func (r *registry) labels(target string, l testLayer) map[string]string {

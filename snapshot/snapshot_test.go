@@ -122,11 +122,7 @@ func TestCorruptChunkIsAnError(t *testing.T) { eachDoor(t, testCorruptChunkIsAnE
 func testCorruptChunkIsAnError(t *testing.T, door string) {
 	l := layerOf(t, map[string][]byte{"file": random(1 << 20)})
 	reg := newRegistry(t, nil, l)
-	bad := bytes.Clone(l.blob)
-	for i := 2000; i < 3000; i++ {
-		bad[i] ^= 0xff
-	}
-	reg.blobs[l.digest.String()] = bad
+	reg.spoil(l)
 	s, root := newSnapshotter(t, reg.options(door))
 	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
 		t.Fatalf("Prepare: %v", err)
