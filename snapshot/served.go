@@ -43,7 +43,8 @@ type served struct {
 	door    doorMount
 
 	blobMu sync.Mutex
-	blob   *blob.Reader // of the repository named last
+	src    layerSource  // named last
+	blob   *blob.Reader // of its repository
 	inUse  bool         // too late for the layer to be pulled
 
 	counts counts
@@ -70,6 +71,7 @@ func (s *served) readFrom(src layerSource) {
 	hosts := func() ([]docker.RegistryHost, error) { return e.opt.Hosts(src.ref, src.sessions) }
 	s.blobMu.Lock()
 	defer s.blobMu.Unlock()
+	s.src = src
 	if s.blob != nil && s.blob.Repository() == src.ref.Locator {
 		s.blob.SetHosts(hosts)
 		return
@@ -187,6 +189,11 @@ func (s *served) contents(ctx context.Context) (*estargz.Blob, error) {
 	}
 	from := &readerAt{ctx: ctx, from: s}
 	b, err := estargz.Open(from, size, opt)
+	if errors.Is(err, estargz.ErrExternalTOC) {
+		if opt.ExternalTOC, err = s.externalTOC(ctx); err == nil {
+			b, err = estargz.Open(from, size, opt)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -248,6 +255,9 @@ type readerAt struct {
 
 // ReadAt implements io.ReaderAt.
 func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
+	if at := off - r.first.off; at >= 0 && at+int64(len(p)) <= int64(len(r.first.p)) {
+		return copy(p, r.first.p[at:]), nil // the footer, once more
+	}
 	body, err := r.from.Fetch(r.ctx, off, int64(len(p)))
 	if err != nil {
 		return 0, err

@@ -81,7 +81,7 @@ func Open(r io.ReaderAt, size int64, opt Options) (*Blob, error) {
 		return Parse(toc[foot.toc-tailStart:], foot.toc, opt)
 	}
 	tocSize := foot.start - foot.toc
-	if tocSize > maxCompressedTOC {
+	if tocSize > MaxCompressedTOC {
 		return nil, fmt.Errorf("%w: %d bytes compressed: %w", ErrTOC, tocSize, layer.ErrLimit)
 	}
 	whole := make([]byte, tocSize)

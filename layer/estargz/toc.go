@@ -22,8 +22,8 @@ const (
 	prefetchLandmark   = ".prefetch.landmark"
 	noPrefetchLandmark = ".no.prefetch.landmark"
 
-	// maxCompressedTOC bounds what is read into memory: twice what [layer.MaxEntries] files take, at 60 bytes each.
-	maxCompressedTOC = 64 << 20
+	// MaxCompressedTOC bounds what is read of a TOC into memory, in bytes: twice what [layer.MaxEntries] files take, at 60 bytes each.
+	MaxCompressedTOC = 64 << 20
 	// maxTOC bounds what that is decompressed to, some at a time: as many files with two chunks each, at 400 and 250 bytes.
 	maxTOC = 512 << 20
 )
