@@ -2,11 +2,12 @@ package fill
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 // streamFrom is the size in bytes from which a frame that somebody waits for is decoded while it arrives.
@@ -99,9 +100,6 @@ func (d *decoders) next() func() {
 	return nil
 }
 
-// errDigest is the cause of a CorruptError where the bytes could be decompressed.
-var errDigest = errors.New("digest mismatch")
-
 // corrupt says which chunk of a frame isn't what it should be.
 type corrupt struct {
 	chunk int
@@ -130,8 +128,7 @@ func (f *Filler) decode(frame int, in io.Reader) error {
 		if _, err := io.CopyN(io.Discard, zr, ch.Inner-pos); err != nil {
 			return &corrupt{c, fmt.Errorf("decompress: %w", err)}
 		}
-		err := f.write(c, ch.Size, ch.Digest, zr)
-		if err != nil {
+		if err := f.write(c, zr); err != nil {
 			return err
 		}
 		pos = ch.Inner + ch.Size
@@ -139,28 +136,21 @@ func (f *Filler) decode(frame int, in io.Reader) error {
 	return nil
 }
 
-// step is how much of a chunk is hashed at a time: what stays in the processor's cache.
-const step = 64 << 10
-
-func (f *Filler) write(c int, size int64, want [sha256.Size]byte, r io.Reader) error {
-	p := getBuffer(int(size))
-	defer putBuffer(p)
-	h := sha256.New()
-	for at := 0; at < len(p); {
-		part := p[at:min(at+step, len(p))]
-		if _, err := io.ReadFull(r, part); err != nil {
-			return &corrupt{c, fmt.Errorf("decompress: %w", err)}
-		}
-		h.Write(part)
-		at += len(part)
+// write puts a chunk that r begins with into the sink, which takes none that hasn't been verified.
+func (f *Filler) write(c int, r io.Reader) error {
+	size := f.layer.Chunks[c].Size
+	buf := getBuffer(int(size))
+	defer putBuffer(buf)
+	v, err := f.layer.ReadChunk(c, r, buf)
+	if _, ok := errors.AsType[*layer.DigestError](err); ok {
+		return &corrupt{c, err}
+	} else if err != nil {
+		return &corrupt{c, fmt.Errorf("decompress: %w", err)}
 	}
-	if got := h.Sum(nil); !bytes.Equal(got, want[:]) {
-		return &corrupt{c, fmt.Errorf("%w: want sha256:%x, got sha256:%x", errDigest, want, got)}
-	}
-	if err := f.sink.WriteChunk(c, p); err != nil {
+	if err := f.sink.WriteChunk(v); err != nil {
 		return err
 	}
-	if fr := f.layer.Chunks[c].Frame; bytes.HasPrefix(p, []byte(elfMagic)) && f.layer.Frames[fr].FirstChunk == uint32(c) {
+	if fr := f.layer.Chunks[c].Frame; bytes.HasPrefix(v.Bytes(), []byte(elfMagic)) && f.layer.Frames[fr].FirstChunk == uint32(c) {
 		f.programs.set(int(fr))
 	}
 	f.count.served.Add(size)

@@ -6,7 +6,8 @@
 //
 //   - a frame is fetched, decompressed and verified once, whoever asks for it and how often; the caller may leave,
 //     the frame arrives all the same;
-//   - no chunk gets into the sink that hasn't the digest that the layer states. What arrives corrupt is fetched
+//   - no chunk gets into the sink that hasn't the digest that the layer states: a sink takes a [layer.Verified], which
+//     nothing but that comparison makes, and compares nothing itself. What arrives corrupt is fetched
 //     once more, then it's a [CorruptError]. No error is kept: who asks again gets another try;
 //   - what somebody waits for goes first: before what is read ahead, that before what a profile names, that before
 //     what nobody asked for. The less urgent something is, the fewer bytes of it are outstanding, so that a

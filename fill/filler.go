@@ -26,8 +26,8 @@ type Sink interface {
 	// Have reports whether a chunk, by its index in Layer.Chunks, has been written. It is called
 	// for every read, so it must be quick.
 	Have(chunk int) bool
-	// WriteChunk writes the bytes of a chunk, which have been verified. p is the caller's again when it returns.
-	WriteChunk(chunk int, p []byte) error
+	// WriteChunk writes a chunk, whose bytes are the caller's again when it returns. Its type says that they have been verified.
+	WriteChunk(v layer.Verified) error
 }
 
 // Doubter is a Sink that doesn't trust all that it has: after an unclean stop, what may have been written isn't there

@@ -112,7 +112,8 @@ func newMemory(im *image) *memory {
 
 func (m *memory) Have(chunk int) bool { return m.have.has(chunk) }
 
-func (m *memory) WriteChunk(chunk int, p []byte) error {
+func (m *memory) WriteChunk(v layer.Verified) error {
+	chunk, p := v.Chunk(), v.Bytes()
 	m.mu.Lock()
 	fail, slow := m.fail, m.slow
 	m.mu.Unlock()

@@ -11,7 +11,8 @@
 // A format feeds a [Builder] with the entries of a blob, whatever they are, and gets a [Layer] that keeps what this page promises, or an
 // [EntryError]. What is built for a hostile blob is bounded by [MaxEntries] and the other limits; it is
 // consistent, and no more: whether the blob's content is what the layer says shows when a frame has been
-// decompressed and the digests of its chunks have been compared.
+// decompressed and the digests of its chunks have been compared, which [Layer.ReadChunk] does, in this one place for all packages:
+// what it returns, a [Verified], is what they hand on.
 //
 // A Layer is immutable once made, and so safe for concurrent use.
 package layer

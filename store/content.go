@@ -195,17 +195,15 @@ func (c *content) change() error {
 	}
 }
 
-func (c *content) write(i int, p []byte) error {
-	if i < 0 || i >= len(c.model.Chunks) {
-		return c.wrap("write", i, fs.ErrInvalid)
+func (c *content) write(v layer.Verified) error {
+	i := v.Chunk()
+	if !v.Of(c.model) {
+		return c.wrap("write", i, fmt.Errorf("verified as one of another layer: %w", fs.ErrInvalid))
 	}
 	if c.have.has(i) {
 		return nil
 	}
 	chunk := &c.model.Chunks[i]
-	if got := sha256.Sum256(p); got != chunk.Digest || int64(len(p)) != chunk.Size {
-		return &DigestError{Key: c.of.key, Chunk: i, Want: chunk.Digest, Got: got}
-	}
 	one := &c.one[i%len(c.one)]
 	one.Lock()
 	defer one.Unlock()
@@ -222,7 +220,7 @@ func (c *content) write(i int, p []byte) error {
 			return c.wrap("clear the padding of", i, err)
 		}
 	}
-	if _, err := c.file.WriteAt(p, chunk.Data); err != nil {
+	if _, err := c.file.WriteAt(v.Bytes(), chunk.Data); err != nil {
 		return c.wrap("write", i, err)
 	}
 	c.arrived(i)
@@ -311,12 +309,11 @@ func (c *content) right(i int) (bool, error) {
 	chunk := &c.model.Chunks[i]
 	buf, _ := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
-	h := sha256.New()
-	if _, err := io.CopyBuffer(h, io.NewSectionReader(c.file, chunk.Data, chunk.Size), *buf); err != nil {
-		return false, err
-	}
-	if [sha256.Size]byte(h.Sum(nil)) != chunk.Digest {
+	err := c.model.CheckChunk(i, io.NewSectionReader(c.file, chunk.Data, chunk.Size), *buf)
+	if _, ok := errors.AsType[*layer.DigestError](err); ok {
 		return false, nil
+	} else if err != nil {
+		return false, err
 	}
 	pad := (*buf)[:padded(c.model, i)-chunk.End()]
 	if _, err := c.file.ReadAt(pad, chunk.End()); err != nil {

@@ -162,16 +162,18 @@ func (c *crasher) step() string {
 	i := c.rng.IntN(n)
 	switch op := c.rng.IntN(20); {
 	case op < 8:
-		if err := c.l.WriteChunk(i, c.fx.chunk(i)); err != nil {
+		if err := c.l.WriteChunk(c.fx.verified(i)); err != nil {
 			c.t.Fatal(err)
 		}
 		c.sure[i] = true
 		return fmt.Sprint("write ", i)
 	case op < 9:
-		if _, ok := errors.AsType[*DigestError](c.l.WriteChunk(i, []byte("wrong"))); !ok && !c.l.Have(i) {
-			c.t.Fatalf("wrong bytes are taken for chunk %d", i)
+		there := c.l.Have(0)
+		other := newFixture("a", newRand(1), 4096, 100)
+		if err := c.l.WriteChunk(other.verified(0)); !errors.Is(err, fs.ErrInvalid) || c.l.Have(0) != there {
+			c.t.Fatalf("another layer's chunk is taken: %v", err)
 		}
-		return fmt.Sprint("write wrong ", i)
+		return "write another layer's"
 	case op < 12:
 		if ok := c.l.Verify(i); ok != c.l.Have(i) || c.sure[i] && !ok {
 			c.t.Fatalf("chunk %d: Verify %v, Have %v, must be there: %v", i, ok, c.l.Have(i), c.sure[i])
@@ -311,7 +313,7 @@ func TestPowerLoss(t *testing.T) {
 				case 1:
 					l.Verify(i)
 				default:
-					if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+					if err := l.WriteChunk(fx.verified(i)); err != nil {
 						t.Fatal(err)
 					}
 				}

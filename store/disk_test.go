@@ -68,7 +68,7 @@ func TestFullDisk(t *testing.T) {
 			l = hold(t, s, fx)
 			var failed []int
 			for i := range fx.model.Chunks {
-				err := l.WriteChunk(i, fx.chunk(i))
+				err := l.WriteChunk(fx.verified(i))
 				if err == nil {
 					continue
 				}
@@ -112,7 +112,7 @@ func TestFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, i := range failed[:30] {
-				if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+				if err := l.WriteChunk(fx.verified(i)); err != nil {
 					t.Fatalf("with space again: %v", err)
 				}
 			}
@@ -136,7 +136,7 @@ func TestOwnDescriptorRaisesNoEvents(t *testing.T) {
 	fx := newFixture("a", newRand(1), 5000, 200_000)
 	l := hold(t, open(t, root, Options{}), fx)
 	for i := range 20 {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			t.Fatal(err)
 		}
 	}

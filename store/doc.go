@@ -24,8 +24,9 @@
 //	toc, err := l.TOC()                       // parse it, unless l.Model() has it already
 //	model, err := l.Bind(parsed)              // opens data, says which chunks are there
 //	path, err := l.Image(version)             // or l.WriteImage(version, ...)
-//	l.Have(i) || l.Verify(i)                  // else fetch, decompress, and
-//	err = l.WriteChunk(i, p)
+//	l.Have(i) || l.Verify(i)                  // else fetch, decompress to r, and
+//	v, err := model.ReadChunk(i, r, buf)      // hashes the chunk, once
+//	err = l.WriteChunk(v)
 //	<-l.Done()                                // the last chunk has arrived
 //
 // A layer that somebody holds is never removed. What nobody holds may be, least recently used first, to keep to
@@ -33,8 +34,8 @@
 //
 // # Guarantees
 //
-//   - No byte is written to data but those of a chunk whose SHA-256 the store has compared itself, and no chunk is there
-//     before all its bytes are written. Padding behind a file stays a hole.
+//   - No byte is written to data but those of a chunk whose SHA-256 has been compared: WriteChunk takes a [layer.Verified] of
+//     the bound model, which only that comparison makes. No chunk is there before all its bytes are written. Padding behind a file stays a hole.
 //   - What is there stays there: a chunk that is there is never written again, so a map never claims too much because
 //     of what came after it. It is written after an fsync of data, and only if no write came in between.
 //   - A map says which data file it speaks of, by inode number, size, and times of last change and modification, and

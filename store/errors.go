@@ -1,7 +1,6 @@
 package store
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,17 +20,6 @@ var (
 	// ErrClosed says that the store is closed.
 	ErrClosed = fmt.Errorf("store: %w", fs.ErrClosed)
 )
-
-// A DigestError is bytes that are not those of the chunk. Nothing of them was written.
-type DigestError struct {
-	Key       Key
-	Chunk     int
-	Want, Got [sha256.Size]byte
-}
-
-func (e *DigestError) Error() string {
-	return fmt.Sprintf("layer %s: chunk %d: digest mismatch: want sha256:%x, got sha256:%x", e.Key, e.Chunk, e.Want, e.Got)
-}
 
 // cause strips the path from what package os returns, where the message names layer and root already.
 func cause(err error) error {

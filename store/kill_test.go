@@ -52,7 +52,7 @@ func child(root string) error {
 	}
 	os.Stdout.WriteString("open\n")
 	for n, i := range rand.Perm(len(fx.model.Chunks)) {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			return err
 		}
 		os.Stdout.WriteString(strconv.Itoa(i) + "\n")

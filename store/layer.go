@@ -246,15 +246,15 @@ func (l *Layer) Missing(first, end int) iter.Seq2[int, int] {
 	}
 }
 
-// WriteChunk writes the bytes of a chunk, if it isn't there, having compared their digest: if they are others, the
-// error is a *DigestError and nothing is written. On any other error the chunk may have been written in part, and is
-// missing. p is the caller's again when it returns.
-func (l *Layer) WriteChunk(chunk int, p []byte) error {
+// WriteChunk writes a chunk of Model(), if it isn't there. Its bytes have been verified, which their type proves, and aren't hashed
+// again; they are the caller's again when it returns. A chunk of another model, also of an equal one, is an fs.ErrInvalid and isn't
+// written. On any other error the chunk may have been written in part, and is missing.
+func (l *Layer) WriteChunk(v layer.Verified) error {
 	c := l.content.Load()
 	if c == nil {
-		return fmt.Errorf("write chunk %d of layer %s: %w", chunk, l.key, ErrUnbound)
+		return fmt.Errorf("write chunk %d of layer %s: %w", v.Chunk(), l.key, ErrUnbound)
 	}
-	return c.write(chunk, p)
+	return c.write(v)
 }
 
 // ReadAt reads from the data space. If bytes haven't arrived, it returns those in front of them and an ErrMissing.

@@ -31,7 +31,7 @@ func TestConcurrentLife(t *testing.T) {
 					t.Error(err)
 				}
 				i := (n + w) % len(fx.model.Chunks)
-				if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+				if err := l.WriteChunk(fx.verified(i)); err != nil {
 					t.Error(err)
 				}
 				l.Release()
@@ -153,7 +153,7 @@ func TestCleanRestart(t *testing.T) {
 	s := open(t, root, Options{})
 	l := hold(t, s, fx)
 	for i := 0; i < len(fx.model.Chunks); i += 2 {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -163,7 +163,7 @@ func TestCleanRestart(t *testing.T) {
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.WriteChunk(1, fx.chunk(1)); !errors.Is(err, fs.ErrClosed) {
+	if err := l.WriteChunk(fx.verified(1)); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("WriteChunk: %v", err)
 	}
 	if _, err := l.ReadAt(make([]byte, 1), 0); !errors.Is(err, fs.ErrClosed) {

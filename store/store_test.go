@@ -34,6 +34,16 @@ func (fx *fixture) chunk(i int) []byte {
 	return fx.truth[c.Data:c.End()]
 }
 
+// verified returns a chunk as a store takes it.
+func (fx *fixture) verified(i int) layer.Verified {
+	p := fx.chunk(i)
+	v, err := fx.model.ReadChunk(i, bytes.NewReader(p), make([]byte, len(p)))
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
 // newFixture lays out files of the given sizes in chunks of at most chunk bytes.
 func newFixture(name string, rng *rand.Rand, chunk int64, sizes ...int64) *fixture {
 	fx := &fixture{
@@ -106,7 +116,7 @@ func hold(t testing.TB, s *Store, fx *fixture) *Layer {
 func fillAll(t testing.TB, l *Layer, fx *fixture) {
 	t.Helper()
 	for i := range fx.model.Chunks {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -161,7 +171,7 @@ func TestLayer(t *testing.T) {
 	if l.Have(0) || l.Verify(0) || l.Complete() || l.Done() != nil || l.Model() != nil || l.File() != nil {
 		t.Error("an unbound layer has something")
 	}
-	if err := l.WriteChunk(0, fx.chunk(0)); !errors.Is(err, ErrUnbound) {
+	if err := l.WriteChunk(fx.verified(0)); !errors.Is(err, ErrUnbound) {
 		t.Errorf("WriteChunk: %v", err)
 	}
 	if _, err := l.ReadAt(make([]byte, 1), 0); !errors.Is(err, ErrUnbound) {
@@ -214,22 +224,20 @@ func TestLayer(t *testing.T) {
 		t.Errorf("Image of another version: %v", err)
 	}
 
-	// The third file: chunks 2, 3, 4 of 5000, 5000 and 2000 bytes at 8192.
-	if err := l.WriteChunk(3, fx.chunk(2)); err == nil {
-		t.Error("wrong bytes are written")
-	} else if de, ok := errors.AsType[*DigestError](err); !ok || de.Chunk != 3 || de.Got != sha256.Sum256(fx.chunk(2)) {
-		t.Errorf("WriteChunk: %v", err)
-	}
-	if err := l.WriteChunk(3, append(bytes.Clone(fx.chunk(3)), 0)); err == nil {
-		t.Error("a byte too many is written")
-	}
-	for _, i := range []int{-1, len(fx.model.Chunks)} {
-		if err := l.WriteChunk(i, nil); !errors.Is(err, fs.ErrInvalid) || l.Have(i) || l.Verify(i) {
-			t.Errorf("chunk %d: %v", i, err)
+	other := newFixture("a", newRand(1), 5000, 4096)
+	for _, v := range []layer.Verified{{}, other.verified(0)} {
+		if err := l.WriteChunk(v); !errors.Is(err, fs.ErrInvalid) || l.Have(v.Chunk()) {
+			t.Errorf("chunk of another layer: %v", err)
 		}
 	}
+	for _, i := range []int{-1, len(fx.model.Chunks)} {
+		if l.Have(i) || l.Verify(i) {
+			t.Errorf("there is a chunk %d", i)
+		}
+	}
+	// The third file: chunks 2, 3, 4 of 5000, 5000 and 2000 bytes at 8192.
 	for _, i := range []int{3, 3, 5} {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -292,7 +300,7 @@ func TestHolesStayHoles(t *testing.T) {
 	l := hold(t, open(t, t.TempDir(), Options{}), fx)
 	before := l.Usage()
 	for _, i := range []int{1, 3} {
-		if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -378,7 +386,7 @@ func TestConcurrentUse(t *testing.T) {
 			l := hold(t, s, fx)
 			defer l.Release()
 			for _, i := range rng.Perm(len(fx.model.Chunks)) {
-				if err := l.WriteChunk(i, fx.chunk(i)); err != nil {
+				if err := l.WriteChunk(fx.verified(i)); err != nil {
 					t.Error(err)
 				}
 				if !l.Have(i) || !l.Verify(i) {
