@@ -70,15 +70,20 @@ func (o *origins) load(records *metadata.Store) error {
 	return nil
 }
 
-// remember keeps the origins of an image's layers with their records.
-func (s *Snapshotter) remember(ctx context.Context, p *plan, ref cache.ImmutableRef) (err error) {
+// rememberImage keeps the origins of an image's layers with their records.
+func (s *Snapshotter) rememberImage(ctx context.Context, p *plan, ref cache.ImmutableRef) (err error) {
 	chain := ref.LayerChain()
 	defer func() { err = errors.Join(err, chain.Release(context.WithoutCancel(ctx))) }()
 	if len(chain) != len(p.layers) {
 		return nil // not one record per layer
 	}
-	for i, record := range chain {
-		l := &p.layers[i]
+	return s.remember(p.layers, chain)
+}
+
+// remember keeps the origins of layers with their records.
+func (s *Snapshotter) remember(layers []layer, records cache.RefList) error {
+	for i, record := range records {
+		l := &layers[i]
 		if l.handler == nil {
 			continue
 		}

@@ -79,7 +79,7 @@ func TestOriginsOutliveTheDaemon(t *testing.T) {
 		b.plan.layers[i].handler.SnapshotLabels = b.plan.labels(i)
 	}
 	md, top := records(t, b.plan)
-	if err := b.remember(t.Context(), b.plan, top); err != nil {
+	if err := b.rememberImage(t.Context(), b.plan, top); err != nil {
 		t.Fatal(err)
 	}
 

@@ -412,7 +412,7 @@ func TestHandedThrough(t *testing.T) {
 	for name, l := range map[string]map[string]string{
 		"no labels":     nil,
 		"no target":     b.plan.labels(0),
-		"unknown plan":  {snapshot.LabelTarget: "t", labelPlan: "gone"},
+		"unknown plan":  {snapshot.LabelTarget: "t", labelPlan: "gone", snapshot.LabelRef: "registry.test/image:v1"},
 		"unknown layer": stranger,
 	} {
 		b.log = nil

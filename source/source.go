@@ -190,7 +190,7 @@ func (i *instance) Snapshot(ctx context.Context, jobCtx solver.JobContext) (cach
 	if sn := i.src.opt.Snapshotter; sn != nil && p != nil {
 		sn.announceKnown(ctx, p)
 		if i.registry && ref != nil {
-			if err := sn.remember(ctx, p, ref); err != nil {
+			if err := sn.rememberImage(ctx, p, ref); err != nil {
 				// The build goes on; the layers are forgotten at a restart.
 				bklog.G(ctx).WithError(err).Warn("lazy layers won't outlive this daemon")
 			}

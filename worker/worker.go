@@ -11,11 +11,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/session"
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
+	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/resolver"
 	bkworker "github.com/moby/buildkit/worker"
@@ -180,6 +182,14 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 		return nil, err
 	}
 	return exporter.New(name, exp), nil
+}
+
+// FromRemote implements worker.Worker.
+func (w *Worker) FromRemote(ctx context.Context, remote *solver.Remote) (cache.ImmutableRef, error) {
+	if w.planner == nil {
+		return w.Worker.FromRemote(ctx, remote)
+	}
+	return w.planner.FromRemote(ctx, remote, w.Worker.FromRemote)
 }
 
 // Close implements worker.Worker: it unmounts all lazy layers.
