@@ -111,8 +111,8 @@ func TestImportedLayersOfFROM(t *testing.T) {
 			if err != nil || ref != cache.ImmutableRef(top) {
 				t.Errorf("ref %v, %v", ref, err)
 			}
-			for i, l := range b.plan.layers {
-				if _, known := b.origins.get(l.desc.Digest); known != (i < c.want) {
+			for i := range b.plan.layers {
+				if _, known := b.origins.get(b.plan.layers[i].desc.Digest); known != (i < c.want) {
 					t.Errorf("the origin of layer %d is kept: %t", i, known)
 				}
 			}
