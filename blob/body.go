@@ -34,7 +34,7 @@ type body struct {
 	pause   time.Duration // before the next round of attempts, 0 if a byte arrived since the last
 	after   time.Duration // what a host asked for by Retry-After
 	hurried bool          // the last pause was cut short for the deadline
-	last    error         // why there has to be another round
+	last    error         // of the last request that failed
 
 	attempt context.Context //nolint:containedctx // of rc; its cause tells why rc ended
 	rc      io.ReadCloser
@@ -209,6 +209,9 @@ func (b *body) rest() error {
 
 // try sends one request under a watchdog which ends it when it is silent.
 func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
+	if f := b.r.opt.Retried; f != nil && b.last != nil {
+		f(b.r.dgst)
+	}
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	stall := time.AfterFunc(patience, func() {
 		cancel(fmt.Errorf("%w within %s", errStalled, b.r.opt.Stall))

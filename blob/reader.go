@@ -42,6 +42,8 @@ type Options struct {
 	// Retrying is told, each time that a request fails, why it is going to be made again, at the same host or another
 	// one, if there is time. Called concurrently.
 	Retrying func(dgst digest.Digest, why error)
+	// Retried is told of each request that is made because one before it has failed. Called concurrently.
+	Retried func(dgst digest.Digest)
 	// Failed is told of reads that were given up. Called concurrently.
 	Failed func(dgst digest.Digest, err error)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -153,6 +154,57 @@ func TestGivesUp(t *testing.T) {
 			}
 			if d := time.Since(start); d > 2500*time.Millisecond {
 				t.Errorf("gave up after %s", d)
+			}
+		})
+	}
+}
+
+// What is counted as made again has been: the failure that a read is given up for leads to no other request.
+func TestRetriesAreRequests(t *testing.T) {
+	blob := randomBlob(1000)
+	for name, c := range map[string]struct {
+		code      int
+		hosts     int
+		retryFor  time.Duration
+		least     int64
+		recovered bool
+	}{
+		"given up":       {http.StatusServiceUnavailable, 1, time.Second, 2, false},
+		"at two hosts":   {http.StatusServiceUnavailable, 2, time.Second, 4, false},
+		"refused":        {http.StatusNotFound, 1, time.Second, 0, false},
+		"refused by two": {http.StatusNotFound, 2, time.Second, 1, false},
+		"in the end":     {http.StatusServiceUnavailable, 1, 20 * time.Second, 2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var hosts []docker.RegistryHost
+			var regs []*registry
+			for range c.hosts {
+				reg := newRegistry(t, blob)
+				for range 40 {
+					reg.script = append(reg.script, status(c.code))
+				}
+				if c.recovered {
+					reg.script = reg.script[:2]
+				}
+				regs, hosts = append(regs, reg), append(hosts, reg.host(t))
+			}
+			var retried atomic.Int64
+			opt := Options{RetryFor: c.retryFor, Retried: func(d digest.Digest) {
+				if d != digest.FromBytes(blob) {
+					t.Errorf("retried %s", d)
+				}
+				retried.Add(1)
+			}}
+			if _, err := read(t.Context(), open(t, blob, opt, fixed(hosts...)), 0, 1000); (err == nil) != c.recovered {
+				t.Errorf("error %v", err)
+			}
+			var requests int64
+			for _, reg := range regs {
+				requests += int64(len(reg.requests()))
+			}
+			if n := retried.Load(); n != requests-1 || n < c.least {
+				t.Errorf("%d retries, and %d requests", n, requests)
 			}
 		})
 	}

@@ -56,7 +56,7 @@ func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
 
 // watchBlob returns opt with what the layer has to know of its requests.
 func (s *served) watchBlob(opt blob.Options) blob.Options {
-	e, fetched, retrying, failed := s.engine, opt.Fetched, opt.Retrying, opt.Failed
+	e, fetched, retrying, retried, failed := s.engine, opt.Fetched, opt.Retrying, opt.Retried, opt.Failed
 	opt.Fetched = func(dgst digest.Digest, n int64, _ time.Duration) {
 		s.counts.fetched.Add(n)
 		e.totals.fetched.Add(n)
@@ -64,9 +64,14 @@ func (s *served) watchBlob(opt blob.Options) blob.Options {
 			fetched(dgst, n, 0) // who waits for how long isn't the request's to say: see Fill
 		}
 	}
-	opt.Retrying = func(dgst digest.Digest, why error) {
+	opt.Retried = func(dgst digest.Digest) {
 		s.counts.retries.Add(1)
 		e.totals.retries.Add(1)
+		if retried != nil {
+			retried(dgst)
+		}
+	}
+	opt.Retrying = func(dgst digest.Digest, why error) {
 		s.counts.trouble.Store(&trouble{time.Now(), why})
 		if retrying != nil {
 			retrying(dgst, why)
