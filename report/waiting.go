@@ -23,6 +23,7 @@ type watchers struct {
 type watcher struct {
 	show   func(since time.Time) Line
 	key    any // what it stands for, if that's FROM; nil for a step
+	since  time.Time
 	layers map[digest.Digest]bool
 	lines  map[*wait]Line
 }
@@ -37,8 +38,9 @@ type wait struct {
 }
 
 // Waiting notes that a read of a layer has waited since then and still does, for what is. It is shown to the steps that
-// run and have the layer; where none has, it isn't a step that reads, and it is shown below FROM of the builds that
-// use the layer. That's repeated until over has been called for all reads of the layer.
+// run and have the layer, each of which may be who reads; where none has, it isn't a step that reads, and it is shown below
+// FROM of the builds that use the layer. That's repeated until over has been called for all reads of the layer. One that begins
+// to wait while others do is shown to those who have begun since.
 func (r *Reporter) Waiting(layer digest.Digest, since time.Time, what func() string) (over func()) {
 	w := &r.watchers
 	w.mu.Lock()
@@ -50,22 +52,26 @@ func (r *Reporter) Waiting(layer digest.Digest, since time.Time, what func() str
 			w.waits = map[digest.Digest]*wait{}
 		}
 		w.waits[layer] = a
-		w.show(a)
+		w.show(a, since, true)
 		a.timer = time.AfterFunc(again, func() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if w.waits[layer] == a {
-				w.show(a)
+				// Also to those who have begun since: of a page that another step waits for, theirs tells nobody.
+				w.show(a, a.since, true)
 				a.timer.Reset(again)
 			}
 		})
+	} else {
+		w.show(a, since, false)
 	}
 	a.reads++
 	return sync.OnceFunc(func() { w.over(a) })
 }
 
-// show shows a wait to those whom it concerns.
-func (w *watchers) show(a *wait) {
+// show shows a wait to those whom it concerns: again to those who know of it, if it's to be repeated, and to the others as one
+// that has lasted since then, or since they have begun.
+func (w *watchers) show(a *wait, since time.Time, repeat bool) {
 	var to []*watcher
 	step := false
 	for _, v := range w.all {
@@ -74,17 +80,25 @@ func (w *watchers) show(a *wait) {
 			step = step || v.key == nil
 		}
 	}
+	to = slices.DeleteFunc(to, func(v *watcher) bool {
+		if v.lines[a] != nil {
+			return !repeat
+		}
+		return step && v.key != nil
+	})
+	if len(to) == 0 && !repeat {
+		return
+	}
 	text := a.text()
 	for _, v := range to {
-		l := v.lines[a]
-		if l == nil {
-			if step && v.key != nil {
-				continue
+		if v.lines[a] == nil {
+			from := since
+			if from.Before(v.since) {
+				from = v.since
 			}
-			l = v.show(a.since)
-			v.lines[a] = l
+			v.lines[a] = v.show(from)
 		}
-		l.Set(text)
+		v.lines[a].Set(text)
 	}
 }
 
@@ -107,7 +121,7 @@ func (w *watchers) over(a *wait) {
 func (w *watchers) add(v *watcher) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v.lines = map[*wait]Line{}
+	v.lines, v.since = map[*wait]Line{}, time.Now()
 	w.all = append(w.all, v)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -115,6 +116,72 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 			t.Errorf("shown %q", got)
 		}
 		over()
+	})
+}
+
+// A step, or a build, that begins to wait for a layer while another does is shown that as well, without what came before it.
+func TestEachStepIsShownItsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		texts := 0
+		text := func() string { texts++; return fmt.Sprint("text ", texts) }
+		ctx1, shown1 := progressOf(t)
+		first := r.BeginStep(ctx1)
+		first.Uses(a)
+		start := time.Now()
+		time.Sleep(5 * time.Second)
+		over1 := r.Waiting(a, start, text)
+		time.Sleep(time.Second)
+		ctx2, shown2 := progressOf(t)
+		second := r.BeginStep(ctx2)
+		second.Uses(a)
+		time.Sleep(7 * time.Second)
+		over2 := r.Waiting(a, time.Now().Add(-6*time.Second), text)
+		if got := shown1(); !slices.Equal(got, []string{"text 1 since 0s"}) {
+			t.Errorf("the first step is shown %q", got)
+		}
+		if got := shown2(); !slices.Equal(got, []string{"text 2 since 1s"}) {
+			t.Errorf("the second step is shown %q", got)
+		}
+		// More of their reads are no news.
+		r.Waiting(a, time.Now(), text)()
+		if texts != 2 {
+			t.Errorf("%d lines were made, want 2", texts)
+		}
+		// A third waits for the second's page, of which nobody is told.
+		ctx3, shown3 := progressOf(t)
+		third := r.BeginStep(ctx3)
+		third.Uses(a)
+		time.Sleep(3 * time.Second)
+		if got := shown3(); !slices.Equal(got, []string{"text 3 since 0s"}) {
+			t.Errorf("the third step is shown %q", got)
+		}
+		over1()
+		over2()
+		for i, shown := range []func() []string{shown1, shown2, shown3} {
+			if got := shown(); !strings.Contains(strings.Join(got, ";"), "text 3 since") || !strings.Contains(strings.Join(got, ";"), " until ") {
+				t.Errorf("step %d is shown %q, want that it's over", i+1, got)
+			}
+		}
+		first.End()
+		second.End()
+		third.End()
+
+		// The same below FROM.
+		one := r.Begin("one")
+		defer r.End(one)
+		var from1, from2 board
+		r.Follow([]string{"one"}, "plan", layers, from1.line)
+		start = time.Now()
+		time.Sleep(5 * time.Second)
+		defer r.Waiting(b, start, func() string { return "x" })()
+		two := r.Begin("two")
+		defer r.End(two)
+		r.Follow([]string{"two"}, "plan", layers, from2.line)
+		time.Sleep(5 * time.Second)
+		defer r.Waiting(b, time.Now().Add(-5*time.Second), func() string { return "y" })()
+		from1.want(t, "since 5s", "x")
+		from2.want(t, "since 5s", "x")
 	})
 }
 
