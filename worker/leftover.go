@@ -1,25 +1,68 @@
 package worker
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
+	runc "github.com/containerd/go-runc"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-// removeLeftBundles removes the bundles of steps that were running when an earlier daemon on the state directory was killed, and the
-// mounts of their root filesystems, which would keep lazy layers in use. A step that still runs has its own.
-func removeLeftBundles(root string) error {
-	real, err := filepath.EvalSymlinks(root) // as mounts are listed
+// endPatience is how long the runtime may take to end a container. Its processes are killed, which is a matter of milliseconds.
+const endPatience = 20 * time.Second
+
+// leftRootfs returns the root filesystems of the bundles of steps that were running when an earlier daemon on the state directory
+// was killed, as mounts are listed.
+func leftRootfs(root string) ([]string, error) {
+	real, err := filepath.EvalSymlinks(root)
+	if err != nil {
+		return nil, err
+	}
+	return filepath.Glob(filepath.Join(real, "runc-*", "executor", "*", "rootfs"))
+}
+
+// endLeftSteps ends the containers of these steps. The runtime that started one died with its daemon, but the container's processes
+// run on, on layers that nobody fills any more; and if the runtime hadn't come to start it, its first process waits for ever.
+// Nobody wants what they do: their builds have failed.
+func endLeftSteps(ctx context.Context, root, runtime string) error {
+	bundles, err := leftRootfs(root)
 	if err != nil {
 		return err
 	}
-	bundles, err := filepath.Glob(filepath.Join(real, "runc-*", "executor", "*", "rootfs"))
+	ctx, cancel := context.WithTimeoutCause(ctx, endPatience, fmt.Errorf("%s has not ended the containers of an earlier daemon within %v", runtime, endPatience))
+	defer cancel()
+	r := &runc.Runc{Command: runtime}
+	errs := make([]error, len(bundles))
+	var wg sync.WaitGroup
+	for i, rootfs := range bundles {
+		wg.Go(func() {
+			bundle := filepath.Dir(rootfs)
+			id := filepath.Base(bundle)
+			// A frontend may have chosen the ID, and another daemon's may have chosen the same.
+			if c, err := r.State(ctx, id); err != nil || c.Bundle != bundle {
+				return
+			}
+			if err := r.Delete(ctx, id, &runc.DeleteOpts{Force: true}); err != nil {
+				errs[i] = fmt.Errorf("%s delete --force %s: %w", runtime, id, cmp.Or(context.Cause(ctx), err))
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// removeLeftBundles removes these steps' bundles, and the mounts of their root filesystems, which would keep lazy layers in use.
+func removeLeftBundles(root string) error {
+	bundles, err := leftRootfs(root)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,39 @@ func TestRemoveLeftBundles(t *testing.T) {
 	}
 }
 
+// The containers of left bundles are ended, but none that only has the same ID.
+func TestEndLeftSteps(t *testing.T) {
+	root := t.TempDir()
+	executor := filepath.Join(root, "runc-stargz", "executor")
+	for _, id := range []string{"left", "unknown", "others", "stuck"} {
+		if err := os.MkdirAll(filepath.Join(executor, id, "rootfs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime := filepath.Join(t.TempDir(), "runtime")
+	script := `#!/bin/sh
+case "$*" in
+"state others") echo '{"id":"others","status":"running","bundle":"/elsewhere/others"}' ;;
+"state unknown") echo container does not exist >&2; exit 1 ;;
+"state "*) echo '{"id":"'$2'","status":"created","bundle":"` + executor + `/'$2'"}' ;;
+"delete --force stuck") echo it does not want to >&2; exit 1 ;;
+*) echo "$*" >> ` + runtime + `.log ;;
+esac
+`
+	if err := os.WriteFile(runtime, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := endLeftSteps(t.Context(), root, runtime)
+	says(t, err, "delete --force stuck", "it does not want to")
+	done, err := os.ReadFile(runtime + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(done) != "delete --force left\n" {
+		t.Errorf("the runtime was told to\n%s", done)
+	}
+}
+
 // Mounts of the state directory's snapshots go, others' stay.
 func TestRemoveLeftMounts(t *testing.T) {
 	if os.Geteuid() != 0 {

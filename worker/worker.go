@@ -70,8 +70,12 @@ var _ bkworker.Worker = (*Worker)(nil)
 // New opens the worker's state below Config.Root. The caller closes it.
 func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	oci := opt.Config.Workers.OCI
-	if err := checkRuntime(oci.Binary); err != nil {
+	runtime, err := runtimeOf(oci.Binary)
+	if err != nil {
 		return nil, err
+	}
+	if err := endLeftSteps(ctx, opt.Config.Root, runtime); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		bklog.G(ctx).WithError(err).Warn("a step of an earlier daemon still runs")
 	}
 	if err := removeLeftBundles(opt.Config.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		bklog.G(ctx).WithError(err).Warn("a step of an earlier daemon has left something behind")
@@ -201,17 +205,18 @@ func (w *Worker) Close() error {
 	return errors.Join(err, w.Worker.Close(), w.snapshotter.Close())
 }
 
-func checkRuntime(binary string) error {
+// runtimeOf returns the OCI runtime that BuildKit's executor will run.
+func runtimeOf(binary string) (string, error) {
 	if binary != "" {
 		if _, err := exec.LookPath(binary); err != nil {
-			return fmt.Errorf("OCI runtime %s: %w", binary, err)
+			return "", fmt.Errorf("OCI runtime %s: %w", binary, err)
 		}
-		return nil
+		return binary, nil
 	}
 	for _, name := range []string{"buildkit-runc", "runc"} {
 		if _, err := exec.LookPath(name); err == nil {
-			return nil
+			return name, nil
 		}
 	}
-	return ErrNoRuntime
+	return "", ErrNoRuntime
 }

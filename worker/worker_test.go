@@ -87,27 +87,28 @@ func TestIdentityMapping(t *testing.T) {
 	says(t, err, "user remap", "nobody-of-that-name")
 }
 
-func TestCheckRuntime(t *testing.T) {
+func TestRuntime(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("PATH", dir)
-	if err := checkRuntime(""); !errors.Is(err, ErrNoRuntime) {
+	_, err := runtimeOf("")
+	if !errors.Is(err, ErrNoRuntime) {
 		t.Errorf("nothing installed: %v", err)
 	}
-	says(t, checkRuntime(""), "apt-get install runc", "--oci-worker-binary")
-	says(t, checkRuntime("crun"), "OCI runtime crun", "not found")
+	says(t, err, "apt-get install runc", "--oci-worker-binary")
+	_, err = runtimeOf("crun")
+	says(t, err, "OCI runtime crun", "not found")
 	for _, name := range []string{"runc", "buildkit-runc", "crun"} {
 		bin := filepath.Join(dir, name)
 		if err := os.WriteFile(bin, []byte("#!/bin/sh\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := checkRuntime(""); (err == nil) != (name != "crun") {
-			t.Errorf("with %s: %v", name, err)
+		if found, err := runtimeOf(""); (err == nil) != (name != "crun") || err == nil && found != name {
+			t.Errorf("with %s: %s, %v", name, found, err)
 		}
-		if err := checkRuntime(bin); err != nil {
-			t.Errorf("by path: %v", err)
-		}
-		if err := checkRuntime(name); err != nil {
-			t.Errorf("by name: %v", err)
+		for _, asked := range []string{bin, name} {
+			if found, err := runtimeOf(asked); err != nil || found != asked {
+				t.Errorf("%s: %s, %v", asked, found, err)
+			}
 		}
 		if err := os.Remove(bin); err != nil {
 			t.Fatal(err)
