@@ -47,7 +47,7 @@ func (s *Scheduler) sweep(l level) bool {
 			if l == background && (!s.idle() || !s.thrifty() || !s.roomy()) || !s.space(l, f.layer.Frames[i].Size) {
 				return false
 			}
-			r := s.plan(f.batchFrom(i, l, s.batch()))
+			r := s.plan(f.batchFrom(i, l, asked, s.batch()))
 			s.credit -= float64(r.end - r.off)
 			s.send(r)
 		}
@@ -108,7 +108,7 @@ func (s *Scheduler) yield() {
 }
 
 // nextMissing returns the next frame in the order of the layer that isn't in the sink nor on its way, or -1. It looks
-// at every frame once, until one of them has failed.
+// at every frame once, until one of them has failed or was missed.
 func (f *Filler) nextMissing() int {
 	for ; f.unswept > 0; f.unswept-- {
 		if f.cursor >= len(f.layer.Frames) {
@@ -123,13 +123,13 @@ func (f *Filler) nextMissing() int {
 }
 
 // batchFrom queues what is missing from frame first on, up to a number of bytes, and returns the first flight.
-func (f *Filler) batchFrom(first int, l level, batch int64) *flight {
-	fl := f.flight(first, l, asked)
+func (f *Filler) batchFrom(first int, l level, why evidence, batch int64) *flight {
+	fl := f.flight(first, l, why)
 	for i := first + 1; i < len(f.layer.Frames) && f.layer.Frames[i].End()-f.layer.Frames[first].Offset <= batch; i++ {
 		if f.flights[i] != nil || f.there(i) {
 			break
 		}
-		f.flight(i, l, asked)
+		f.flight(i, l, why)
 	}
 	return fl
 }

@@ -99,6 +99,7 @@ type Filler struct {
 	right       [reasons]int64   // bytes of those that somebody has asked for since
 	used        int64            // compressed bytes of the frames touched
 	hinted      int64            // compressed bytes that Prefetch has asked for
+	streamed    int64            // compressed bytes touched in runs that stream
 	runs        []*run           // most recently used last
 	beside      map[*Filler]int  // layers of the same images, and by how much they are above
 	announces   map[int][]string // files that are read when a frame is, until it is
@@ -301,6 +302,7 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 		}
 		if fl == nil {
 			fl = f.flight(i, l, asked)
+			f.cursor, f.unswept = i, len(f.layer.Frames) // what is swept is what comes next
 		} else {
 			s.raise(fl, l)
 		}
@@ -405,6 +407,9 @@ func (f *Filler) Close() error {
 	s.fillers = slices.DeleteFunc(s.fillers, func(o *Filler) bool { return o == f })
 	for o := range f.beside {
 		delete(o.beside, f)
+	}
+	if s.reader == f {
+		s.reader = nil
 	}
 	for _, fl := range f.flights {
 		if fl.state == queued {

@@ -60,6 +60,8 @@ type Scheduler struct {
 	wake        *time.Timer // calls dispatch at wakeAt
 	wakeAt      time.Time
 	turn        int     // whose background work is next
+	reader      *Filler // of the image that somebody reads from one end to the other, where that was seen last
+	strays      int     // frames touched since, in that image, that weren't part of it
 	credit      float64 // bytes that background work may ask for now
 	credited    time.Time
 }
@@ -159,7 +161,7 @@ func (s *Scheduler) dispatch() {
 			}
 			s.send(s.plan(fl))
 		}
-		if l == ahead && !s.sweep(ahead) {
+		if l == ahead && !(s.sweepImage() && s.sweep(ahead)) {
 			return
 		}
 	}

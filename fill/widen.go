@@ -55,6 +55,7 @@ const (
 	near                   // so were some of its neighbours
 	strict                 // everything before it was asked for, in this order, or much of its file
 	linked                 // a program needs it that was asked for
+	swept                  // the image is being read from one end to the other
 	reasons
 )
 
@@ -104,7 +105,9 @@ func (f *Filler) touch(i int) {
 	f.used += size
 	f.settle(i, true)
 	f.learn(i)
-	f.widen(f.follow(i), i)
+	r := f.follow(i)
+	f.widen(r, i)
+	f.stream(r, i)
 	f.touches++
 	if f.size >= smallLayer && !f.most && (f.used >= f.size*3/4 || f.used >= f.size/2 && f.touches >= len(f.layer.Frames)/2) {
 		f.most, f.cursor, f.unswept = true, i, len(f.layer.Frames)
@@ -148,8 +151,7 @@ func (f *Filler) widen(r *run, i int) {
 	file, place := f.fileAround(i)
 	fileSize := frames[file.end-1].End() - frames[file.first].Offset
 	bdp := f.s.est.bdp()
-	covers := 4*r.bytes >= 3*(frames[r.last].End()-frames[r.first].Offset)
-	streams := covers && r.files >= inOrder && r.bytes >= nearby
+	streams := f.streams(r)
 	why, window, heaviest := near, min(2*r.bytes, 2*bdp), int64(light)
 	end := 0
 	if fileSize > smallFile {

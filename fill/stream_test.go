@@ -1,0 +1,127 @@
+package fill
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// stack is an image of several layers behind one link.
+func stack(t testing.TB, l *link, opt SchedulerOptions, layers ...*image) []*lab {
+	t.Helper()
+	s := NewScheduler(opt)
+	labs := make([]*lab, len(layers))
+	fillers := make([]*Filler, len(layers))
+	for i, im := range layers {
+		b := &lab{s: s, im: im, link: l, from: l.serve(im), sink: newMemory(im)}
+		b.Filler = s.Open(im.Layer, b.from, b.sink, LayerOptions{Name: "sha256:test"})
+		labs[i], fillers[i] = b, b.Filler
+	}
+	s.Join(fillers...)
+	return labs
+}
+
+// A walk goes through a directory of one layer after the other, and comes back to each with the next directory.
+func TestWalkThroughManyLayersReadsAtLinkSpeed(t *testing.T) {
+	const files, dir = 600, 30
+	var layers []*image
+	total := int64(0)
+	for i := range 6 {
+		sizes := many(files, 6000+500*int64(i))
+		for k := i; k < files; k += 20 {
+			sizes[k] = 200_000 // too large to be fetched on the chance that it's read
+		}
+		im := imageOf(t, 4<<20, sizes...)
+		layers = append(layers, im)
+		total += int64(len(im.blob))
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := &link{rate: 10e6, rtt: 20 * time.Millisecond}
+		labs := stack(t, l, SchedulerOptions{}, layers...)
+		defer labs[0].s.Close()
+		start := time.Now()
+		for at := 0; at < files; at += dir {
+			for _, b := range labs {
+				for i := at; i < at+dir; i++ {
+					b.readFile(t, i)
+				}
+			}
+		}
+		d, ideal := time.Since(start), l.takes(total)
+		t.Logf("%s, %.0f %% of the link", d, 100*ideal.Seconds()/d.Seconds())
+		if d > ideal*100/90 {
+			t.Errorf("took %s, the link alone %s", d, ideal)
+		}
+		for _, b := range labs {
+			b.sink.once(t)
+			b.fetchedOnce(t)
+		}
+	})
+}
+
+// Who reads a lot in order and then something else has little of the rest fetched, and not of layers that nobody has read.
+func TestWalkThatEndsLeavesLittleUnread(t *testing.T) {
+	im := imageOf(t, 4<<20, many(4000, 10_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := dsl()
+		labs := stack(t, l, SchedulerOptions{}, im, im, im)
+		defer labs[0].s.Close()
+		a, b := labs[0], labs[1]
+		b.readFile(t, 2000)
+		for i := range 1000 {
+			a.readFile(t, i)
+		}
+		time.Sleep(10 * time.Second)
+		asked := int64(1000 * 10_000)
+		if _, _, sent := l.figures(); sent > asked*18/10 {
+			t.Errorf("sent %d bytes for %d", sent, asked)
+		}
+		if st := labs[2].Stats(); st.Requests > 0 {
+			t.Errorf("%d requests for a layer that nobody has read", st.Requests)
+		}
+		// What is read in no order isn't taken for more of it.
+		_, _, before := l.figures()
+		for i := 3999; i > 1500; i -= 23 {
+			b.readFile(t, i)
+		}
+		time.Sleep(10 * time.Second)
+		if _, _, sent := l.figures(); sent-before > 2500/23*10_000*4 {
+			t.Errorf("sent %d bytes for %d", sent-before, 2500/23*10_000)
+		}
+	})
+}
+
+// Who misses something while an image is swept waits for what is on its way, and not for what isn't yet.
+func TestDemandIsNotDelayedBySweep(t *testing.T) {
+	l := dsl()
+	im, other := imageOf(t, 4<<20, many(6000, 10_000)...), imageOf(t, 4<<20, many(200, 10_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		labs := stack(t, l, SchedulerOptions{}, im, other)
+		defer labs[0].s.Close()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 6000 {
+				labs[0].readFile(t, i)
+			}
+		}()
+		time.Sleep(500 * time.Millisecond)
+		var worst time.Duration
+		met := 0
+		for i := 0; i < 200; i += 20 {
+			time.Sleep(71 * time.Millisecond)
+			if l.idle() || labs[1].sink.Have(i) {
+				continue
+			}
+			met++
+			start := time.Now()
+			labs[1].readFile(t, i)
+			worst = max(worst, time.Since(start))
+		}
+		t.Logf("at worst %s, %d times", worst, met)
+		if met < 5 || worst > 4*l.rtt+l.takes(20_000) {
+			t.Errorf("a read of 10 kB waited %s, %d times", worst, met)
+		}
+		<-done
+	})
+}
