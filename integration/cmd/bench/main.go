@@ -13,7 +13,7 @@
 // Time to the first RUN is measured by the first line that its command prints: by then the base image is there, as far
 // as needed, and the command's shell runs. RUN is from there to the end of the step, total the life of the
 // client. Bytes, requests and the most outstanding are those of the link until the client ends; what
-// goes on behind a finished build is not counted.
+// goes on behind a finished build is not counted. The link column is the total divided by what the row's bytes take at link speed.
 //
 // The limit of a cold workload is what no lazy puller can be much faster than: the same build with everything on the local disk (stock
 // overlayfs again, after its pull, with the page cache dropped and nothing cached), and the bytes that stock stargz, tuned, received for

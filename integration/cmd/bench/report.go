@@ -104,6 +104,7 @@ func (rep *report) table(w io.Writer) error {
 		rep.Started.Format("2006-01-02 15:04"), rep.Machine.Kernel, rep.Machine.CPUs, low, high, plural(rep.Runs, "run"))
 	fmt.Fprintln(w, "Same image, same link. Cold: empty state directory, page cache dropped. First RUN: until its command runs. RUN: the command.")
 	fmt.Fprintln(w, "Fetched: of the image in that row's format. Out: most requests outstanding. Speed: total of the best stock row, divided by the row's.")
+	fmt.Fprintln(w, "Link: the total divided by what the row's bytes take at link speed, which is 1 for a link that is full all the time.")
 	fmt.Fprintln(w, "Limit: the build on the local disk, the bytes of stargz-tuned at link speed and 4 round trips; the column is the total divided by it.")
 	for _, b := range rep.Bases {
 		fmt.Fprintf(w, "Base image %s: %d layers, %d files, %.0f MB unpacked", b.Name, b.Layers, b.Files, float64(b.Unpacked)/1e6)
@@ -121,7 +122,7 @@ func (rep *report) table(w io.Writer) error {
 		}
 		fmt.Fprintln(w)
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(tw, "\tfirst RUN\tRUN\ttotal\t\tMB\tfetched\trequests\tout\tspeed\tlimit\t")
+		fmt.Fprintln(tw, "\tfirst RUN\tRUN\ttotal\t\tMB\tfetched\trequests\tout\tspeed\tlink\tlimit\t")
 		for _, r := range g.Rows {
 			r.line(tw)
 		}
@@ -154,10 +155,13 @@ func (g *group) title() string {
 
 func (r *row) line(w io.Writer) {
 	if r.Total == nil {
-		fmt.Fprintf(w, "%s\t\t\tfailed\t\t\t\t\t\t\t\t\n", r.Contestant)
+		fmt.Fprintf(w, "%s\t\t\tfailed\t\t\t\t\t\t\t\t\t\n", r.Contestant)
 		return
 	}
-	speed, fetched, limit := "", "", ""
+	speed, fetched, link, limit := "", "", "", ""
+	if r.ToLink > 0 {
+		link = fmt.Sprintf("%.2f", r.ToLink)
+	}
 	if r.ToLimit > 0 {
 		limit = fmt.Sprintf("%.2f", r.ToLimit)
 	}
@@ -167,8 +171,8 @@ func (r *row) line(w io.Writer) {
 	if r.ImageBytes > 0 {
 		fetched = fmt.Sprintf("%.1f %%", r.Fetched)
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f\t%.0f\t%s\t%s\t\n", r.Contestant, seconds(r.FirstRUN), seconds(r.RUN),
-		seconds(r.Total), between(r.Total), r.Bytes.Median/1e6, fetched, r.Requests.Median, r.Outstanding.Median, speed, limit)
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%.1f\t%s\t%.0f\t%.0f\t%s\t%s\t%s\t\n", r.Contestant, seconds(r.FirstRUN), seconds(r.RUN),
+		seconds(r.Total), between(r.Total), r.Bytes.Median/1e6, fetched, r.Requests.Median, r.Outstanding.Median, speed, link, limit)
 }
 
 func seconds(s *spread) string {

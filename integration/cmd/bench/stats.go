@@ -73,6 +73,9 @@ type row struct {
 	Failed      int     `json:"failed,omitempty"`
 	// Ratio is the best stock row's total, divided by this total: 2 is twice as fast. 0 where there is none.
 	Ratio float64 `json:"ratio_to_best_stock,omitempty"`
+	// ToLink is this total, divided by what the median of its bytes takes on the link: 1 is a link that was full all the time. 0
+	// where the link isn't shaped, and for builds that aren't cold.
+	ToLink float64 `json:"ratio_to_link,omitempty"`
 	// ToLimit is this total, divided by the group's limit. 0 where there is none.
 	ToLimit float64 `json:"ratio_to_limit,omitempty"`
 }
@@ -144,6 +147,10 @@ func (g *group) summarize() {
 	}
 	g.Limit = g.limit()
 	for _, r := range g.Rows {
+		r.ToLink = 0
+		if g.Phase == "" && r.Total != nil && r.Bytes.Median > 0 && g.shape.Mbit > 0 {
+			r.ToLink = r.Total.Median / g.onLink(r.Bytes.Median)
+		}
 		r.ToLimit = 0
 		if g.Limit > 0 && r.Total != nil {
 			r.ToLimit = r.Total.Median / g.Limit
@@ -180,10 +187,13 @@ func (g *group) limit() float64 {
 	}
 	limit := onDisk.Median + roundTrips*g.shape.Delay.Seconds()
 	if g.shape.Mbit > 0 {
-		limit += bytes.Median * 8 / 1e6 / float64(g.shape.Mbit)
+		limit += g.onLink(bytes.Median)
 	}
 	return limit
 }
+
+// onLink returns how many seconds bytes take at the speed of the link.
+func (g *group) onLink(bytes float64) float64 { return bytes * 8 / 1e6 / float64(g.shape.Mbit) }
 
 // agree returns an error if contestants built different things.
 func (g *group) agree() error {
