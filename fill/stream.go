@@ -10,12 +10,8 @@ import (
 // when the walk comes back. So it takes more than windows in front of runs to keep the link busy in between: while somebody
 // reads so, the layers of the image are swept, the one that is read first, from where it was missed last.
 
-const (
-	// maxStrays is how many frames may be touched out of order until nobody is thought to read an image from one end to the other.
-	maxStrays = 64
-	// unreadShare is the share, of what was read in order, that is swept before it is asked for.
-	unreadShare = 2
-)
+// maxStrays is how many frames may be touched out of order until nobody is thought to read an image from one end to the other.
+const maxStrays = 64
 
 // streams reports whether a run is one that leaves nothing out, file after file.
 func (f *Filler) streams(r *run) bool {
@@ -65,7 +61,7 @@ func (s *Scheduler) sweepImage() bool {
 	image := s.reader.image()
 	var room int64
 	for _, f := range image {
-		room += f.streamed/unreadShare - f.guessed[swept]
+		room += f.streamed - f.guessed[swept] // as much again
 	}
 	for _, f := range image {
 		for room > 0 && f.used > 0 && !s.pausing(f) {
