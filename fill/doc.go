@@ -26,8 +26,13 @@
 // somebody reads an image from one end to the other, its layers are swept ahead of that, by as much as was read so (stream.go).
 //
 // What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
-// for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go). Content steers
-// only what is fetched, and no further than guesses do: it has been verified, and is trusted no more for it.
+// for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go). Who runs a command can
+// say which before it begins: [Filler.Expect].
+//
+// Less certain is what a file mentions: a header the others that it includes, a module those that it imports, a program the names of
+// its data. Words of what was read that are names of files close by are taken for those (mentions.go, names.go).
+//
+// Content steers only what is fetched, and no further than guesses do: it has been verified, and is trusted no more for it.
 //
 // Goroutines belong to the Scheduler or the Filler whose work they do: its Close cancels and waits for
 // them. All methods are safe for concurrent use.

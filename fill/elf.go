@@ -17,7 +17,7 @@ const (
 	elfDynamic = 16 // an entry of its dynamic section
 
 	ptLoad, ptDynamic, ptInterp = 1, 2, 3
-	pfWrite                     = 2
+	pfExec, pfWrite             = 1, 2
 
 	dtNull, dtNeeded, dtStrtab, dtRpath, dtRunpath = 0, 1, 5, 15, 29
 
@@ -36,10 +36,11 @@ type part struct{ off, n int64 }
 
 // elfFile is what an ELF file says of what is read when it runs, or is linked to what does.
 type elfFile struct {
-	interp  string   // the loader; empty for libraries, and for programs that are linked statically
-	first   []part   // what the loader reads of the file itself: the dynamic section, and what it writes to
-	needed  []string // libraries, as the file calls them
-	runpath []string // directories to look for them, before the usual ones; may begin with $ORIGIN
+	interp   string   // the loader; empty for libraries, and for programs that are linked statically
+	first    []part   // what the loader reads of the file itself: the dynamic section, and what it writes to
+	needed   []string // libraries, as the file calls them
+	constant []part   // what is only read: strings, among others
+	runpath  []string // directories to look for them, before the usual ones; may begin with $ORIGIN
 }
 
 // parseELF reads an ELF file of the given size. If r lacks bytes, the error is r's, and what was found before is returned. It
@@ -81,6 +82,9 @@ func parseELF(r io.ReaderAt, size int64) (p elfFile, err error) {
 		switch kind {
 		case ptLoad:
 			loads = append(loads, s)
+			if flags&(pfWrite|pfExec) == 0 && s.n > 0 {
+				p.constant = append(p.constant, in)
+			}
 			if flags&pfWrite != 0 && s.n > 0 {
 				p.first = append(p.first, in)
 			}

@@ -89,6 +89,8 @@ type Filler struct {
 
 	binary   bitmap // first frames of files that look like programs and libraries
 	programs bitmap // frames that begin with an ELF file
+	names    names  // of all entries
+	read     bitmap // first frames of files that were looked through for what they mention
 	named    bitmap // frames that something needs which was read
 
 	// Guarded by Scheduler.mu.
@@ -125,7 +127,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	f := &Filler{
 		s: s, layer: l, from: from, sink: to, opt: opt,
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
-		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)),
+		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
 		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{},
 	}
@@ -140,6 +142,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		f.size += l.Frames[i].Size
 	}
 	f.files, f.parents = filesOf(l), parentsOf(l)
+	f.names.layer = l
 	f.findBinaries()
 	s.mu.Lock()
 	defer s.mu.Unlock()

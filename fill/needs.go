@@ -168,6 +168,16 @@ func (f *Filler) learn(frame int) {
 		delete(f.announces, frame)
 		f.wg.Go(func() { f.fetchAll(names) })
 	}
+	if f.touched.has(frame) && !f.read.has(frame) && f.present(frame) {
+		f.read.set(frame)
+		if file, k := f.fileAround(frame); k >= 0 && file.first == frame {
+			f.wg.Go(func() {
+				if t, ok := f.documentOf(file); ok {
+					t.follow()
+				}
+			})
+		}
+	}
 	inode, waits := f.unread[frame]
 	if !waits && f.programs.has(frame) && (f.touched.has(frame) || f.named.has(frame)) {
 		if file, k := f.fileAround(frame); k >= 0 && file.first == frame && !f.looked[file.inode] {
@@ -196,6 +206,41 @@ func (f *Filler) fetchAll(names []string) {
 		file.f.need(file.inode, part{0, file.f.layer.Inodes[file.inode].Size}, ahead)
 	}
 	f.s.dispatch()
+}
+
+// Expect asks for files that are about to be run, and for what they need, without waiting. Of each, the paths that it may be at are given: the
+// first is taken that is in the layers of an image that the Filler's layer is one of.
+func (f *Filler) Expect(files [][]string) {
+	s := f.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.closed {
+		return
+	}
+	f.wg.Go(func() {
+		v := f.view()
+		for _, paths := range files {
+			for _, name := range paths {
+				if file, ok := v.find(name); ok {
+					s.mu.Lock()
+					file.need()
+					s.dispatch()
+					s.mu.Unlock()
+					break
+				}
+			}
+		}
+	})
+}
+
+// need asks for a file, or for where it begins if it's large.
+func (p place) need() {
+	in := &p.f.layer.Inodes[p.inode]
+	head := part{0, 1}
+	if first, end := p.f.framesOf(in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset <= wholeLibrary {
+		head.n = in.Size
+	}
+	p.f.need(p.inode, head, ahead)
 }
 
 // look reads an ELF file as far as it is there, and asks for what is needed when it runs: first what the loader reads of
@@ -237,12 +282,7 @@ func (f *Filler) look(inode uint32) {
 		}
 	}
 	for _, lib := range libraries {
-		of := &lib.f.layer.Inodes[lib.inode]
-		head := part{0, 1}
-		if first, end := lib.f.framesOf(of); lib.f.layer.Frames[end-1].End()-lib.f.layer.Frames[first].Offset <= wholeLibrary {
-			head.n = of.Size
-		}
-		lib.f.need(lib.inode, head, ahead)
+		lib.need()
 	}
 	if p.interp != "" || err == nil && len(p.needed) == 0 {
 		f.need(inode, part{0, in.Size}, profiled)

@@ -49,13 +49,14 @@ const (
 type evidence uint8
 
 const (
-	asked  evidence = iota // it has been
-	guess                  // what was asked for is next to it
-	cousin                 // what was asked for is in directories next to its own
-	near                   // so were some of its neighbours
-	strict                 // everything before it was asked for, in this order, or much of its file
-	linked                 // a program needs it that was asked for
-	swept                  // the image is being read from one end to the other
+	asked     evidence = iota // it has been
+	guess                     // what was asked for is next to it
+	cousin                    // what was asked for is in directories next to its own
+	mentioned                 // what was asked for mentions it
+	near                      // so were some of its neighbours
+	strict                    // everything before it was asked for, in this order, or much of its file
+	linked                    // a program needs it that was asked for
+	swept                     // the image is being read from one end to the other
 	reasons
 )
 
@@ -64,7 +65,10 @@ const (
 // read: guessing right makes room for more of it, and no kind of guess takes the room of another.
 func (f *Filler) afford(n int64, why evidence) bool {
 	left := f.allowance(why) - f.guessed[why]
-	if why < strict {
+	switch {
+	case why == mentioned:
+		left /= 4
+	case why < strict:
 		left /= 16 // so that there is always some for what is small, which saves a round trip as well
 	}
 	return n <= left
@@ -76,6 +80,8 @@ func (f *Filler) allowance(why evidence) int64 {
 	switch why {
 	case guess, cousin:
 		return n + min(bdp, 1<<20)
+	case mentioned:
+		return n + min(4*bdp, 1<<20)
 	case near:
 		return n + min(4*bdp, 4<<20)
 	case strict:
