@@ -19,6 +19,9 @@
 // overlayfs again, after its pull, with the page cache dropped and nothing cached), and the bytes that stock stargz, tuned, received for
 // the workload at the speed of the link, and four round trips. It's there if overlayfs-zstd and stargz-tuned are among the contestants.
 //
+// Filled is the same for ours as the local build is for stock overlayfs: a step has read every file before, and nothing goes over the
+// link any more. Then the page cache is dropped, and the build made once more with nothing cached.
+//
 // Base images are kept in the user's cache directory (BUILDKITD_LAZY_BENCH_CACHE replaces it); making the Debian one
 // takes some minutes. Everything else goes when the bench ends or is interrupted. With -json the file is rewritten after each
 // measurement, so an interrupted bench leaves its figures.
@@ -153,7 +156,7 @@ func overLink(ctx context.Context, p plan, shape link.Shape, st *store, work str
 		for n := range p.runs {
 			for _, who := range rotate(p.contestants, i+n) {
 				img := st.images[s.base][who.format]
-				phases := s.phases
+				phases := who.phases(s.phases)
 				if who.name == localBy {
 					phases = append([]string{local}, phases...)
 				}

@@ -27,7 +27,7 @@ type plan struct {
 	shapes      []namedShape
 	bases       []string
 	workloads   []workload
-	phases      []string // after the principal workload of each base
+	phases      []string // after workloads: see follow
 	contestants []contestant
 	runs        int
 	timeout     time.Duration
@@ -40,7 +40,7 @@ func parse(args []string) (plan, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	links := fs.String("link", "200", "links, by their Mbit/s: 200 (20 ms), 1000 (2 ms), 50 (80 ms), or all")
 	bases := fs.String("base", "all", "base images: go, debian, or all")
-	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, copyfrom; again and restart, which repeat the first of the base; or all")
+	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, find, copyfrom; again and restart, which repeat the first of the base; filled, which repeats go, readall and find; or all")
 	who := fs.String("contestant", "all", "contestants: ours, overlayfs-gzip, overlayfs-zstd, stargz, stargz-tuned, or all")
 	runs := fs.Int("runs", 3, "measure everything so many times and take medians")
 	quick := fs.Bool("quick", false, "the Go image, a Go program cold, again and after a restart, three contestants; flags given replace these")
@@ -79,13 +79,13 @@ func parse(args []string) (plan, error) {
 	for _, w := range workloads {
 		chosen = append(chosen, w.name)
 	}
-	chosen, errs[3] = choose("workload", *names, append(chosen, again, restart), self)
+	chosen, errs[3] = choose("workload", *names, append(chosen, again, restart, filled), self)
 	for _, w := range workloads {
 		if slices.Contains(chosen, w.name) {
 			p.workloads = append(p.workloads, w)
 		}
 	}
-	for _, phase := range []string{again, restart} {
+	for _, phase := range []string{again, restart, filled} {
 		if slices.Contains(chosen, phase) {
 			p.phases = append(p.phases, phase)
 		}
@@ -111,17 +111,25 @@ func (p plan) steps() []step {
 	var out []step
 	for _, b := range p.bases {
 		for _, w := range workloads {
-			first := w.name == principal[b]
-			chosen := slices.ContainsFunc(p.workloads, func(c workload) bool { return c.name == w.name })
-			if !w.on(b) || !chosen && (!first || len(p.phases) == 0) {
-				continue
-			}
 			s := step{base: b, w: w}
-			if first {
-				s.phases = p.phases
+			for _, phase := range p.phases {
+				if follows(phase, w.name, b) {
+					s.phases = append(s.phases, phase)
+				}
 			}
-			out = append(out, s)
+			chosen := slices.ContainsFunc(p.workloads, func(c workload) bool { return c.name == w.name })
+			if w.on(b) && (chosen || len(s.phases) > 0) {
+				out = append(out, s)
+			}
 		}
 	}
 	return out
+}
+
+// follows reports whether the phase is measured after the workload on a base image.
+func follows(phase, workload, base string) bool {
+	if phase == filled {
+		return slices.Contains(fillable, workload)
+	}
+	return workload == principal[base]
 }

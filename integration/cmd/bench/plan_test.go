@@ -17,14 +17,15 @@ func TestPlan(t *testing.T) {
 	}{
 		{
 			"", "200", "ours overlayfs-gzip overlayfs-zstd stargz stargz-tuned",
-			"debian c [again restart], debian go [], debian python [], debian java [], debian readall [], debian copyfrom [], " +
-				"go go [again restart], go readall [], go copyfrom []",
+			"debian c [again restart], debian go [filled], debian python [], debian java [], debian readall [filled], debian find [filled], " +
+				"debian copyfrom [], go go [again restart filled], go readall [filled], go find [filled], go copyfrom []",
 		},
 		{"-quick", "200", "ours overlayfs-zstd stargz-tuned", "go go [again restart]"},
 		{"-quick -contestant ours,stargz -link 50", "50", "ours stargz", "go go [again restart]"},
 		{"-base debian -workload c,go -link all", "200 1000 50", "ours overlayfs-gzip overlayfs-zstd stargz stargz-tuned", "debian c [], debian go []"},
 		// A phase needs the build that it repeats.
 		{"-workload restart -contestant ours", "200", "ours", "debian c [restart], go go [restart]"},
+		{"-base debian -workload c,filled -contestant ours", "200", "ours", "debian c [], debian go [filled], debian readall [filled], debian find [filled]"},
 		{"-base go -workload c,readall -contestant ours", "200", "ours", "go readall []"},
 	} {
 		p, err := parse(strings.Fields(tt.args))
@@ -95,6 +96,23 @@ func TestTakingTurns(t *testing.T) {
 	}
 	if !slices.Equal(list, []string{"a", "b", "c"}) {
 		t.Errorf("the list is now %v", list)
+	}
+}
+
+// TestWhoIsMeasuredFilled leaves stock stargz out, and of what is measured nothing else.
+func TestWhoIsMeasuredFilled(t *testing.T) {
+	all := []string{again, restart, filled}
+	for _, c := range contestants {
+		want := "again restart filled"
+		if strings.HasPrefix(c.name, "stargz") {
+			want = "again restart"
+		}
+		if got := strings.Join(c.phases(all), " "); got != want {
+			t.Errorf("%s: %s, want %s", c.name, got, want)
+		}
+	}
+	if !slices.Equal(all, []string{again, restart, filled}) {
+		t.Errorf("the list is now %v", all)
 	}
 }
 

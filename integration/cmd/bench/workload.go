@@ -32,6 +32,8 @@ type workload struct {
 const (
 	again   = "again"
 	restart = "restart"
+	// filled is the build with everything on the local disk too, of ours and of those that unpack.
+	filled = "filled"
 	// local is the build with everything on the local disk, which the limit is computed from.
 	local = "local"
 )
@@ -45,10 +47,17 @@ const (
 var phaseTitles = map[string]string{
 	again:   "the same build again",
 	restart: "the same build after the daemon restarted",
+	filled:  "with everything on the local disk, page cache dropped",
 }
 
-// principal is the workload of a base image that phases follow.
+// principal is the workload of a base image that again and restart follow.
 var principal = map[string]string{"debian": "c", "go": "go"}
+
+// fillable are the workloads that filled follows: many small reads, all reads, and no reads but of metadata.
+var fillable = []string{"go", "readall", "find"}
+
+// fillAll reads every file of an image.
+const fillAll = "cd / && tar c $(ls | grep -vxE 'proc|sys|dev') | wc -c"
 
 // largeDir is what the workload copyfrom copies: 12k files, 138 MB.
 const largeDir = "/usr/local/go/src"
@@ -154,6 +163,19 @@ COPY --from=read /src/bytes /
 `,
 		},
 		verify: content("bytes"),
+	},
+	{
+		name: "find", title: "a step that looks at every file (find)", bases: []string{"go", "debian"},
+		files: map[string]string{
+			// To know a size takes a stat.
+			"Dockerfile": `FROM BASE AS look
+WORKDIR /src
+RUN START && find / -xdev -size -99999999k | wc -l > files
+FROM scratch
+COPY --from=look /src/files /
+`,
+		},
+		verify: content("files"),
 	},
 	{
 		name: "copyfrom", title: "COPY --from of " + largeDir, bases: []string{"go", "debian"},
