@@ -42,16 +42,29 @@ type SlowRead struct {
 // LayerAt returns the digest of the lazy layer that is mounted at dir. One that is relative is in the directory of the
 // snapshots: so they are called in the options of an overlay of many.
 func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
-	e := s.door
+	if l := s.door.at(dir); l != nil {
+		return l.key.Blob, true
+	}
+	return "", false
+}
+
+// Expect fetches files that are about to be run, with what they need, out of the lazy layers of images that have the one that is
+// mounted at dir, as LayerAt has it. It doesn't wait. Of each file the paths that it may be at are given, below the root; the first that is
+// there is taken.
+func (s *Snapshotter) Expect(dir string, files [][]string) {
+	if l := s.door.at(dir); l != nil {
+		l.filler.Expect(files)
+	}
+}
+
+// at returns the layer that is mounted at dir, or nil.
+func (e *engine) at(dir string) *served {
 	if !filepath.IsAbs(dir) {
 		dir = filepath.Join(filepath.Dir(e.root), "snapshotter", "snapshots", dir)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if l := e.mounts[dir]; l != nil {
-		return l.key.Blob, true
-	}
-	return "", false
+	return e.mounts[dir]
 }
 
 // watchBlob returns opt with what the layer has to know of its requests.

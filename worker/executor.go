@@ -14,11 +14,12 @@ import (
 
 // executor says why a step failed that could not read a lazy layer: the step
 // itself has only seen EIO. It also tells the reporter which steps run, and what
-// layers they have.
+// layers they have, and has fetched what they run.
 type executor struct {
 	bkexecutor.Executor
 	reporter *report.Reporter
 	layerAt  layerAt
+	expect   expect
 }
 
 // Run implements executor.Executor.
@@ -26,7 +27,7 @@ func (e *executor) Run(ctx context.Context, id string, rootfs bkexecutor.Mount, 
 	start := time.Now()
 	step := e.reporter.BeginStep(ctx)
 	defer step.End()
-	rootfs, mounts = watchMounts(step, e.layerAt, rootfs, mounts)
+	rootfs, mounts = watchMounts(step, e.layerAt, func(dir string) { e.expect(dir, programsOf(process.Meta)) }, rootfs, mounts)
 	rec, err := e.Executor.Run(ctx, id, rootfs, mounts, process, started)
 	return rec, e.explain(start, err)
 }

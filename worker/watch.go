@@ -67,25 +67,27 @@ func (w *Worker) lazySummary() snapshot.Summary {
 	return snapshot.Summary{}
 }
 
-// watchMounts has the step told of the layers in what is mounted for it.
-func watchMounts(step *report.Step, at layerAt, root bkexecutor.Mount, mounts []bkexecutor.Mount) (bkexecutor.Mount, []bkexecutor.Mount) {
-	watch := func(m bkexecutor.Mount) bkexecutor.Mount {
+// watchMounts has the step told of the layers in what is mounted for it. Rooted is called with the directory of a lazy layer of the root,
+// when that is mounted.
+func watchMounts(step *report.Step, at layerAt, rooted func(dir string), root bkexecutor.Mount, mounts []bkexecutor.Mount) (bkexecutor.Mount, []bkexecutor.Mount) {
+	watch := func(m bkexecutor.Mount, first func(dir string)) bkexecutor.Mount {
 		if m.Src != nil && at != nil {
-			m.Src = watchedMount{m.Src, step, at}
+			m.Src = watchedMount{m.Src, step, at, first}
 		}
 		return m
 	}
 	watched := make([]bkexecutor.Mount, len(mounts))
 	for i, m := range mounts {
-		watched[i] = watch(m)
+		watched[i] = watch(m, func(string) {})
 	}
-	return watch(root), watched
+	return watch(root, rooted), watched
 }
 
 type watchedMount struct {
 	bkexecutor.Mountable
-	step *report.Step
-	at   layerAt
+	step  *report.Step
+	at    layerAt
+	first func(dir string) // called with one of the layers, if there are some
 }
 
 // Mount implements executor.Mountable.
@@ -105,12 +107,17 @@ type watchedRef struct {
 // Mount implements executor.MountableRef.
 func (r watchedRef) Mount() ([]mount.Mount, func() error, error) {
 	mounts, release, err := r.MountableRef.Mount()
+	one := ""
 	for _, m := range mounts {
 		for _, dir := range dirsOf(m) {
 			if layer, ok := r.by.at(dir); ok {
 				r.by.step.Uses(layer)
+				one = dir
 			}
 		}
+	}
+	if one != "" {
+		r.by.first(one)
 	}
 	return mounts, release, err
 }

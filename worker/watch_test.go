@@ -48,7 +48,8 @@ func TestWatchMounts(t *testing.T) {
 	var rep report.Reporter
 	ctx, _ := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(rec)).Tracer("").Start(t.Context(), "step")
 	step := rep.BeginStep(ctx)
-	root, mounts := watchMounts(step, at,
+	var first []string // of the root
+	root, mounts := watchMounts(step, at, func(dir string) { first = append(first, dir) },
 		bkexecutor.Mount{Src: mounted{{Type: "overlay", Source: "overlay", Options: []string{"upperdir=/snapshots/9/fs", "lowerdir=/snapshots/2/fs:/snapshots/1/fs"}}}},
 		[]bkexecutor.Mount{{Dest: "/tmp"}, {Dest: "/src", Src: mounted{{Type: "bind", Source: "/snapshots/3/fs", Options: []string{"ro"}}}}})
 	if mounts[0].Src != nil || mounts[0].Dest != "/tmp" || mounts[1].Dest != "/src" {
@@ -76,6 +77,9 @@ func TestWatchMounts(t *testing.T) {
 				}
 			}
 		}
+	}
+	if len(first) != 1 || layers[first[0]] == "" || first[0] == "/snapshots/3/fs" {
+		t.Errorf("layers that the root is known by: %q, want one of its own", first)
 	}
 	if !slices.Equal(got, []string{"/snapshots/1/fs", "/snapshots/2/fs", "/snapshots/3/fs"}) {
 		t.Errorf("layers of the step: %q", got)

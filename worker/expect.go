@@ -1,0 +1,111 @@
+package worker
+
+import (
+	"path"
+	"strings"
+
+	bkexecutor "github.com/moby/buildkit/executor"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
+)
+
+// A step says what it runs before it begins, and while its container is made nobody reads: there is time to fetch that.
+
+// expect is told what of a lazy layer's image will be read at first; dir is where the layer is mounted. Of each file the paths that it
+// may be at are given.
+type expect func(dir string, files [][]string)
+
+func (w *Worker) expect(dir string, files [][]string) {
+	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
+		s.Expect(dir, files)
+	}
+}
+
+// defaultPath is where programs are if a step doesn't say: that of BuildKit on Linux.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// maxPrograms bounds what is expected of one step.
+const maxPrograms = 16
+
+// programsOf returns what a step reads first: who its user is, and its programs.
+func programsOf(meta bkexecutor.Meta) (files [][]string) {
+	dirs := defaultPath
+	for _, v := range meta.Env {
+		if value, ok := strings.CutPrefix(v, "PATH="); ok {
+			dirs = value
+		}
+	}
+	names := meta.Args[:min(len(meta.Args), 1)]
+	for i, arg := range meta.Args[:max(len(meta.Args)-1, 0)] {
+		if i > 0 && strings.HasPrefix(arg, "-") && strings.HasSuffix(arg, "c") { // sh -c, bash -ec
+			names = append(names[:1:1], commandsOf(meta.Args[i+1])...)
+			break
+		}
+	}
+	files = [][]string{{"etc/passwd"}, {"etc/group"}}
+	seen := map[string]bool{}
+	for _, name := range names {
+		if seen[name] || len(seen) == maxPrograms {
+			continue
+		}
+		seen[name] = true
+		var paths []string
+		switch {
+		case path.IsAbs(name):
+			paths = append(paths, inRoot(name))
+		case strings.Contains(name, "/"):
+			paths = append(paths, inRoot(path.Join(meta.Cwd, name)))
+		default:
+			for dir := range strings.SplitSeq(dirs, ":") {
+				paths = append(paths, inRoot(path.Join(dir, name)))
+			}
+		}
+		files = append(files, paths)
+	}
+	return files
+}
+
+// inRoot returns a path as one below the root.
+func inRoot(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
+
+// notPrograms are words in the place of a command that aren't programs, or needn't be: the shell's own.
+var notPrograms = func() map[string]bool {
+	not := map[string]bool{}
+	for word := range strings.FieldsSeq(". : [ ! alias break case cd command continue do done echo elif else esac eval exec exit export false fi for" +
+		" getopts hash if in jobs kill local printf pwd read readonly return set shift source test then times trap true type ulimit umask" +
+		" unalias unset until wait while { }") {
+		not[word] = true
+	}
+	return not
+}()
+
+// throughOthers are commands whose arguments are one.
+var throughOthers = map[string]bool{"command": true, "env": true, "exec": true, "nice": true, "sudo": true, "time": true}
+
+// startsCommand are words behind which a command stands.
+var startsCommand = map[string]bool{"!": true, "do": true, "elif": true, "else": true, "if": true, "then": true, "until": true, "while": true, "{": true}
+
+// commandsOf returns what stands where a shell expects commands. It knows little of the shell's language: a mistake costs
+// a lookup, or a file that is fetched and not read.
+func commandsOf(script string) (names []string) {
+	script = strings.ReplaceAll(script, "\\\n", " ")
+	for command := range strings.FieldsFuncSeq(script, func(r rune) bool { return strings.ContainsRune("\n;&|()`", r) }) {
+		for word := range strings.FieldsSeq(command) {
+			word = strings.Trim(word, `"'`)
+			if startsCommand[word] || throughOthers[word] || strings.HasPrefix(word, "-") || isAssignment(word) {
+				continue
+			}
+			if !notPrograms[word] && !strings.ContainsAny(word, "$<>*?=\"'") && word != "" {
+				names = append(names, word)
+			}
+			break
+		}
+	}
+	return names
+}
+
+// isAssignment reports whether a word sets a variable for the command behind it.
+func isAssignment(word string) bool {
+	name, _, ok := strings.Cut(word, "=")
+	return ok && name != "" && !strings.ContainsAny(name, "/-.$")
+}
