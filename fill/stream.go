@@ -59,12 +59,19 @@ func (s *Scheduler) sweepImage() bool {
 		return false
 	}
 	image := s.reader.image()
-	var room int64
+	var room, used, size int64
+	streamed := 0
 	for _, f := range image {
 		room += f.streamed - f.guessed[swept] // as much again
+		used, size = used+f.used, size+f.size
+		if f.streamed > 0 {
+			streamed++
+		}
 	}
+	all := streamed > 1 && used >= size/2 // which is no directory of it
 	for _, f := range image {
-		for room > 0 && f.used > 0 && !s.pausing(f) {
+		// Many files that are small don't make a request each.
+		for batch := s.batch(); room >= batch && (f.used > 0 || all) && !s.pausing(f); {
 			i := f.nextMissing()
 			if i < 0 {
 				break
@@ -73,7 +80,7 @@ func (s *Scheduler) sweepImage() bool {
 				return false
 			}
 			before := f.guessed[swept]
-			s.send(s.plan(f.batchFrom(i, ahead, swept, min(s.batch(), room))))
+			s.send(s.plan(f.batchFrom(i, ahead, swept, batch)))
 			room -= f.guessed[swept] - before
 		}
 	}
