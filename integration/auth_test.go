@@ -127,7 +127,8 @@ func TestRegistryTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg := startRegistry(t, registry.Options{CA: ca})
+	dir := t.TempDir()
+	reg := startRegistry(t, registry.Options{Dir: dir, CA: ca})
 	push(t, reg, "base:1", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
 	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/1\n"}
 	for name, config := range map[string]string{
@@ -144,6 +145,26 @@ func TestRegistryTLS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("HTTP/2", func(t *testing.T) {
+		reg := startRegistry(t, registry.Options{Dir: dir, CA: ca, HTTP2: true})
+		// Each answer to a range is cut off once, which over HTTP/2 ends a stream, and no connection.
+		reg.Faults.Add(registry.Fault{Kind: registry.ShortBody, Match: func(r *http.Request) bool { return r.Header.Get("Range") != "" }, Skip: 2, Count: 2})
+		d := startDaemon(t, daemon.Options{Config: fmt.Sprintf("[registry.%q]\nhttp = false\nca = [%q]\n", reg.Host, ca.File)})
+		res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/1\n"})
+		wantContains(t, "output", res.Output(), digest.FromString(noise(1, 1<<20)).Encoded())
+		if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
+			t.Errorf("%d lazy layers, want 2", rep.Images[0].Lazy)
+		}
+		ranges := reg.Log.Entries(func(e registry.Entry) bool { return e.Range != "" })
+		for _, e := range ranges {
+			if e.Proto != "HTTP/2.0" {
+				t.Errorf("a range was read over %s", e.Proto)
+			}
+		}
+		if len(ranges) < 4 || reg.Faults.Hits() != 2 {
+			t.Errorf("%d ranges were read, of which %d failed, want more, and 2", len(ranges), reg.Faults.Hits())
+		}
+	})
 	t.Run("unknown authority", func(t *testing.T) {
 		d := startDaemon(t, daemon.Options{Config: fmt.Sprintf("[registry.%q]\nhttp = false\n", reg.Host)})
 		wantContains(t, "error", buildFails(t, d, s), "certificate", reg.Ref("base:1"))

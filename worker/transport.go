@@ -16,38 +16,72 @@ import (
 // for new ones, each a round trip or two and a slow start.
 const idlePerHost = 64
 
+// A connection of HTTP/2 that is silent for silentFor, with requests outstanding, is asked for a sign of life, and closed if there is
+// none for lostAfter. All requests to a host share it, and who gives one up leaves it to the next: so a connection that died without a
+// word must be noticed here, and before package blob gives up an attempt.
+const (
+	silentFor = 5 * time.Second
+	lostAfter = 5 * time.Second
+)
+
 // clients are what layers are read with, in place of BuildKit's clients: one for each host, whatever the image.
 type clients struct {
 	registries map[string]config.RegistryConfig
 
 	mu     sync.Mutex
-	byHost map[string]*http.Client
+	byHost map[string]*hostClient
+}
+
+type hostClient struct {
+	*http.Client
+	transport *http.Transport
+	tls       *tlsFiles
 }
 
 func newClients(registries map[string]config.RegistryConfig) *clients {
-	return &clients{registries: registries, byHost: map[string]*http.Client{}}
+	return &clients{registries: registries, byHost: map[string]*hostClient{}}
 }
 
-// use replaces the clients of hosts. Those whose TLS isn't the usual one keep theirs, as only BuildKit knows how to make it.
+// use replaces the clients of hosts. Those that aren't verified keep theirs: BuildKit's falls back to plain HTTP.
 func (c *clients) use(hosts []docker.RegistryHost) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range hosts {
 		h := &hosts[i]
-		r := c.registries[h.Host]
-		if len(r.TLSConfigDir) > 0 || len(r.RootCAs) > 0 || len(r.KeyPairs) > 0 || r.Insecure != nil && *r.Insecure {
+		r := c.configOf(h.Host)
+		if r.Insecure != nil && *r.Insecure {
 			continue
 		}
 		key := h.Scheme + "://" + h.Host
-		if c.byHost[key] == nil {
-			c.byHost[key] = &http.Client{Transport: tracing.NewTransport(newTransport())}
+		hc := c.byHost[key]
+		if hc == nil || hc.tls.changed() {
+			files, err := loadTLS(r)
+			if err != nil {
+				continue // BuildKit has read them, so they are being replaced
+			}
+			if hc != nil {
+				hc.transport.CloseIdleConnections()
+			}
+			t := newTransport()
+			t.TLSClientConfig = files.config
+			hc = &hostClient{&http.Client{Transport: tracing.NewTransport(t)}, t, files}
+			c.byHost[key] = hc
 		}
-		h.Client = c.byHost[key]
+		h.Client = hc.Client
 	}
 }
 
-// newTransport returns what BuildKit's newDefaultTransport does, in util/resolver, but for the idle connections. As there, there's no
-// HTTP/2, by which all requests share one connection's congestion window.
+// configOf returns the configuration of a host. Docker Hub's has another name than the host.
+func (c *clients) configOf(host string) config.RegistryConfig {
+	if r, ok := c.registries[host]; ok || host != "registry-1.docker.io" {
+		return r
+	}
+	return c.registries["docker.io"]
+}
+
+// newTransport returns what BuildKit's newDefaultTransport does, in util/resolver, but for the idle connections, and for HTTP/2. BuildKit
+// turns that off for the sake of pushes, whose flow control it can't tune. These clients only read, and no more in one go than a
+// stream's window holds, 4 MiB.
 func newTransport() *http.Transport {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -58,7 +92,9 @@ func newTransport() *http.Transport {
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: 5 * time.Second,
 		Protocols:             new(http.Protocols),
+		HTTP2:                 &http.HTTP2Config{SendPingTimeout: silentFor, PingTimeout: lostAfter},
 	}
 	t.Protocols.SetHTTP1(true)
+	t.Protocols.SetHTTP2(true)
 	return t
 }

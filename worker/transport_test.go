@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,18 +66,19 @@ func TestConnectionsOutliveABurst(t *testing.T) {
 	}
 }
 
-func TestHostsWithTheirOwnTLSKeepTheirClient(t *testing.T) {
+// TestWhoGetsOurClients looks at hosts whose TLS isn't the usual one.
+func TestWhoGetsOurClients(t *testing.T) {
 	insecure := true
 	c := newClients(map[string]config.RegistryConfig{
-		"ca.example":       {RootCAs: []string{"ca.pem"}},
-		"dir.example":      {TLSConfigDir: []string{"/certs"}},
-		"pair.example":     {KeyPairs: []config.TLSKeyPair{{}}},
+		"gone.example":     {RootCAs: []string{filepath.Join(t.TempDir(), "ca.pem")}},
+		"dir.example":      {TLSConfigDir: []string{filepath.Join(t.TempDir(), "gone")}},
 		"insecure.example": {Insecure: &insecure},
 		"plain.example":    {Mirrors: []string{"m.example"}},
+		"docker.io":        {Insecure: &insecure},
 	})
 	for host, kept := range map[string]bool{
-		"ca.example": true, "dir.example": true, "pair.example": true, "insecure.example": true,
-		"plain.example": false, "other.example": false,
+		"gone.example": true, "insecure.example": true, "registry-1.docker.io": true,
+		"dir.example": false, "plain.example": false, "other.example": false,
 	} {
 		own := &http.Client{}
 		hosts := []docker.RegistryHost{{Scheme: "https", Host: host, Client: own}}

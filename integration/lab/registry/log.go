@@ -16,6 +16,7 @@ import (
 // An Entry is one request and its answer.
 type Entry struct {
 	Time   time.Time `json:"time"`
+	Proto  string    `json:"proto"` // HTTP/1.1 or HTTP/2.0
 	Method string    `json:"method"`
 	Path   string    `json:"path"` // with the query
 	Range  string    `json:"range,omitempty"`
@@ -141,6 +142,7 @@ func (l *Log) wrap(next http.Handler) http.Handler {
 		cw := &countingWriter{ResponseWriter: w}
 		e := Entry{
 			Time:       start,
+			Proto:      r.Proto,
 			Method:     r.Method,
 			Path:       r.URL.RequestURI(),
 			Range:      r.Header.Get("Range"),

@@ -55,6 +55,8 @@ type Options struct {
 	Username, Password string
 	// CA, if set, makes the registry speak TLS with a certificate for its address.
 	CA *pki.CA
+	// HTTP2 offers HTTP/2 to clients that speak TLS. A fault that resets a connection resets a stream then.
+	HTTP2 bool
 	// SignedURLs redirects GETs of blobs to an object store: another address, on which a signature in the URL is what
 	// lets a client in, and any Authorization header keeps it out, as it does at the stores that registries use.
 	SignedURLs bool
@@ -203,8 +205,12 @@ func Start(opt Options) (_ *Registry, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("start registry: %w", err)
 		}
-		// HTTP/1.1 only: faults take over connections.
-		r.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+		// HTTP/1.1 only as a rule: faults take over connections.
+		protocols := []string{"http/1.1"}
+		if opt.HTTP2 {
+			protocols = append([]string{"h2"}, protocols...)
+		}
+		r.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols}
 		ln = tls.NewListener(ln, r.server.TLSConfig)
 	}
 	r.serve.Go(func() {
