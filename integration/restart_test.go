@@ -3,7 +3,9 @@ package integration
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -225,4 +227,32 @@ func stored(t *testing.T, d *daemon.Daemon) int64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestImageInAnotherRegistry loses the registry that an image was read from. A build that is FROM the same image in another one
+// reads what is missing from there: of layers that are mounted, and after a restart also of those that the store has lost.
+func TestImageInAnotherRegistry(t *testing.T) {
+	m := newMidRUN(t)
+	first, second := m.serve(t, registry.Options{}), m.serve(t, registry.Options{})
+	opt := daemon.Options{Config: plainHTTP(first) + plainHTTP(second) + "[lazy]\nfetch-timeout = \"6s\"\n", Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	reads := func(d *daemon.Daemon, reg *registry.Registry, i uint64) {
+		t.Helper()
+		res := build(t, d, client.Solve{Dockerfile: fmt.Sprintf("FROM %s\nRUN sha256sum /big/%d\n", reg.Ref(midRUNName), i)})
+		wantContains(t, "output", res.Output(), digest.FromString(noise(i, 1<<20)).Encoded())
+	}
+	reads(d, first, 0)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	reads(d, second, 12)
+	stopDaemon(t, d)
+	stores, err := filepath.Glob(filepath.Join(opt.Root, "runc-*", "snapshots", "store"))
+	if err != nil || len(stores) != 1 {
+		t.Fatalf("stores: %q, %v", stores, err)
+	}
+	if err := os.RemoveAll(stores[0]); err != nil {
+		t.Fatal(err)
+	}
+	reads(startDaemon(t, opt), second, 20)
 }

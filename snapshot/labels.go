@@ -50,11 +50,11 @@ func (s layerSource) of(dgst digest.Digest) layerSource {
 func parseLabels(labels map[string]string) (layerSource, error) {
 	src := layerSource{sizes: map[digest.Digest]int64{}, sessions: Sessions(labels)}
 	var err error
-	if src.ref, err = reference.Parse(labels[LabelRef]); err != nil {
-		return src, fmt.Errorf("label %s: %w", LabelRef, err)
-	}
 	if src.digest, err = digest.Parse(labels[LabelDigest]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelDigest, err)
+	}
+	if src.ref, err = reference.Parse(refOf(labels)); err != nil {
+		return src, fmt.Errorf("label %s: %w", LabelRef, err)
 	}
 	sizes, tocs := strings.Split(labels[LabelSizes], ","), strings.Split(labels[LabelTOCs], ",")
 	for i, l := range strings.Split(labels[LabelLayers], ",") {
@@ -78,6 +78,23 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 		src.sizes[src.digest] = 0
 	}
 	return src, nil
+}
+
+// refOf returns the image reference to read the layer by: that of a build which uses it now, if there is one, as the one that
+// it was mounted for may be of a registry that is no more.
+func refOf(labels map[string]string) string {
+	var now []string
+	for k, ref := range labels {
+		if id, ok := strings.CutPrefix(k, LabelRef+"."); ok && labels[LabelDigest+"."+id] == labels[LabelDigest] {
+			if _, err := reference.Parse(ref); err == nil {
+				now = append(now, ref)
+			}
+		}
+	}
+	if len(now) == 0 {
+		return labels[LabelRef]
+	}
+	return slices.Min(now) // of several, the same one whoever asks
 }
 
 // Sessions returns the ids of the client sessions in the labels, sorted.

@@ -55,6 +55,30 @@ func TestParseLabels(t *testing.T) {
 	}
 }
 
+// The reference of a build that uses the layer goes before that of the build which it was mounted for.
+func TestReferenceOfNow(t *testing.T) {
+	a, b := digest.FromString("a").String(), digest.FromString("b").String()
+	for name, tc := range map[string]struct {
+		now  map[string]string
+		want string
+	}{
+		"nobody uses it":      {nil, "first.test/image"},
+		"another's":           {map[string]string{LabelRef + ".x": "second.test/image:v1", LabelDigest + ".x": a}, "second.test/image"},
+		"two, one the same":   {map[string]string{LabelRef + ".x": "first.test/image:v2", LabelDigest + ".x": a, LabelRef + ".y": "second.test/image:v1", LabelDigest + ".y": a}, "first.test/image"},
+		"of another layer":    {map[string]string{LabelRef + ".x": "second.test/image:v1", LabelDigest + ".x": b}, "first.test/image"},
+		"of no layer":         {map[string]string{LabelRef + ".x": "second.test/image:v1"}, "first.test/image"},
+		"removed by BuildKit": {map[string]string{LabelRef + ".x": "", LabelDigest + ".x": a}, "first.test/image"},
+		"no reference":        {map[string]string{LabelRef + ".x": "not a reference", LabelDigest + ".x": a}, "first.test/image"},
+		"none and another's":  {map[string]string{LabelRef + ".x": "not a reference", LabelDigest + ".x": a, LabelRef + ".y": "second.test/image:v1", LabelDigest + ".y": a}, "second.test/image"},
+	} {
+		labels := map[string]string{LabelRef: "first.test/image:v1", LabelDigest: a}
+		maps.Copy(labels, tc.now)
+		if src, err := parseLabels(labels); err != nil || src.ref.Locator != tc.want {
+			t.Errorf("%s: %s, %v, want %s", name, src.ref.Locator, err, tc.want)
+		}
+	}
+}
+
 func TestSessions(t *testing.T) {
 	got := Sessions(map[string]string{
 		labelSession + "1.x": "two", labelSession + "0.x": "one", labelSession + "2.y": "one", labelSession + "3.y": "",
