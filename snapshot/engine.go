@@ -55,6 +55,12 @@ type doorMount interface {
 	Unmount() error
 }
 
+// warmer is a doorMount whose metadata may have left the memory.
+type warmer interface {
+	// Warm is called before each use.
+	Warm()
+}
+
 var (
 	errUnmounted     = errors.New("layer is being unmounted")
 	errEngineClosed  = errors.New("the snapshotter is being closed")
@@ -338,6 +344,9 @@ func (e *engine) Check(_ context.Context, mountpoint string, labels map[string]s
 	}
 	if src, err := parseLabels(labels); err == nil && len(src.sessions) > 0 {
 		s.readFrom(src)
+	}
+	if d, ok := s.door.(warmer); ok {
+		d.Warm()
 	}
 	return nil
 }
