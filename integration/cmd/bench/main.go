@@ -37,6 +37,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -44,6 +45,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/pki"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
@@ -79,7 +81,7 @@ func run(ctx context.Context, p plan) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("daemons, mounts and the shaped link need root: run sudo make bench")
 	}
-	rep := &report{Started: time.Now(), Machine: thisMachine(), Runs: p.runs}
+	rep := &report{Started: time.Now(), Machine: thisMachine(), Runs: p.runs, TLS: p.tls}
 	if rep.Versions, err = versions(); err != nil {
 		return err
 	}
@@ -145,12 +147,20 @@ func overLink(ctx context.Context, p plan, shape link.Shape, st *store, work str
 	if err != nil {
 		return err
 	}
-	reg, err := registry.Start(registry.Options{Dir: st.dir, Listener: ln, Front: l.Front})
+	opt := registry.Options{Dir: st.dir, Listener: ln, Front: l.Front, HTTP2: p.tls == http2}
+	config := "http = true"
+	if p.tls != "" {
+		if opt.CA, err = pki.NewCA(filepath.Join(work, "pki")); err != nil {
+			return errors.Join(err, ln.Close())
+		}
+		config = fmt.Sprintf("ca = [%q]", opt.CA.File)
+	}
+	reg, err := registry.Start(opt)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, reg.Close()) }()
-	c := &course{link: l, reg: reg, work: work, timeout: p.timeout, lock: p.lock}
+	c := &course{link: l, reg: reg, config: fmt.Sprintf("[registry.%q]\n%s\n", reg.Host, config), work: work, timeout: p.timeout, lock: p.lock}
 	steps := p.steps()
 	for i, s := range steps {
 		for n := range p.runs {

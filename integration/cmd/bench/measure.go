@@ -23,6 +23,7 @@ import (
 type course struct {
 	link    *link.Link
 	reg     *registry.Registry
+	config  string        // of daemons, for the registry
 	work    string        // directory for what lives as long as a measurement
 	timeout time.Duration // of one build
 	lock    string        // file to lock while measuring, if not empty
@@ -55,7 +56,7 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 	if err := os.Mkdir(root, 0o711); err != nil {
 		return nil, err
 	}
-	opt := daemon.Options{Kind: who.kind, Root: root, Link: c.link, Config: fmt.Sprintf("[registry.%q]\nhttp = true\n", c.reg.Host)}
+	opt := daemon.Options{Kind: who.kind, Root: root, Link: c.link, Config: c.config}
 	d, err := daemon.Start(ctx, opt)
 	if err != nil {
 		return nil, err

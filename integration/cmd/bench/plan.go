@@ -22,6 +22,12 @@ type namedShape struct {
 	link.Shape
 }
 
+// Values of -tls.
+const (
+	http1 = "http1"
+	http2 = "http2"
+)
+
 // plan is what to measure.
 type plan struct {
 	shapes      []namedShape
@@ -31,6 +37,7 @@ type plan struct {
 	contestants []contestant
 	runs        int
 	timeout     time.Duration
+	tls         string // what the registry speaks over TLS; "" for plain HTTP
 	json        string
 	lock        string
 }
@@ -43,6 +50,7 @@ func parse(args []string) (plan, error) {
 	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, find, copyfrom; again and restart, which repeat the first of the base; filled, which repeats go, readall and find; or all")
 	who := fs.String("contestant", "all", "contestants: ours, overlayfs-gzip, overlayfs-zstd, stargz, stargz-tuned, or all")
 	runs := fs.Int("runs", 3, "measure everything so many times and take medians")
+	secure := fs.String("tls", "", "have the registry speak TLS, by http1 or http2; plain HTTP if not given")
 	quick := fs.Bool("quick", false, "the Go image, a Go program cold, again and after a restart, three contestants; flags given replace these")
 	timeout := fs.Duration("timeout", 10*time.Minute, "a build that takes longer has failed")
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
@@ -55,6 +63,9 @@ func parse(args []string) (plan, error) {
 	}
 	if *runs < 1 {
 		return plan{}, fmt.Errorf("-runs %d: nothing to measure", *runs)
+	}
+	if !slices.Contains([]string{"", http1, http2}, *secure) {
+		return plan{}, fmt.Errorf("-tls %s: there are %s and %s", *secure, http1, http2)
 	}
 	if *quick {
 		given := map[string]bool{}
@@ -69,7 +80,7 @@ func parse(args []string) (plan, error) {
 			}
 		}
 	}
-	p := plan{runs: *runs, timeout: *timeout, json: *json, lock: *lock}
+	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock}
 	self := func(s string) string { return s }
 	var errs [5]error
 	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })

@@ -62,6 +62,7 @@ func TestBadFlags(t *testing.T) {
 		"-workload rust":       {"-workload", `"rust"`, "c, go, python", "restart"},
 		"-contestant theirs":   {"-contestant", `"theirs"`, "overlayfs-zstd"},
 		"-runs 0":              {"-runs 0"},
+		"-tls http3":           {"-tls http3", "http1", "http2"},
 		"-base go -workload c": {"c", "go", "none"},
 		"quick":                {`"quick"`},
 	} {

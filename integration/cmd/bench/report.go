@@ -22,6 +22,7 @@ type report struct {
 	Machine  machine           `json:"machine"`
 	Versions map[string]string `json:"versions"` // of the modules that both sides link and that matter here
 	Runs     int               `json:"runs"`
+	TLS      string            `json:"tls,omitempty"` // what the registry speaks over TLS, if it does
 	Bases    []base            `json:"bases"`
 	Groups   []*group          `json:"groups"`
 }
@@ -102,6 +103,9 @@ func (rep *report) table(w io.Writer) error {
 	}
 	fmt.Fprintf(w, "%s, Linux %s, %d CPUs, load average before the builds %.1f to %.1f. Median (min-max) of %s.\n",
 		rep.Started.Format("2006-01-02 15:04"), rep.Machine.Kernel, rep.Machine.CPUs, low, high, plural(rep.Runs, "run"))
+	if rep.TLS != "" {
+		fmt.Fprintf(w, "The registry speaks TLS, %s.\n", rep.TLS)
+	}
 	fmt.Fprintln(w, "Same image, same link. Cold: empty state directory, page cache dropped. First RUN: until its command runs. RUN: the command.")
 	fmt.Fprintln(w, "Fetched: of the image in that row's format. Out: most requests outstanding. Speed: total of the best stock row, divided by the row's.")
 	fmt.Fprintln(w, "Link: the total divided by what the row's bytes take at link speed, which is 1 for a link that is full all the time.")
