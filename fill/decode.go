@@ -125,13 +125,13 @@ func (f *Filler) decode(frame int, in io.Reader) error {
 			continue
 		}
 		ch := &f.layer.Chunks[c]
-		if _, err := io.CopyN(io.Discard, zr, ch.Inner-pos); err != nil {
+		if _, err := io.CopyN(io.Discard, zr, int64(ch.Inner)-pos); err != nil {
 			return &corrupt{c, fmt.Errorf("decompress: %w", err)}
 		}
 		if err := f.write(c, zr); err != nil {
 			return err
 		}
-		pos = ch.Inner + ch.Size
+		pos = int64(ch.Inner) + ch.Size
 	}
 	return nil
 }

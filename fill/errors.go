@@ -3,8 +3,6 @@ package fill
 import (
 	"errors"
 	"fmt"
-
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 // A CorruptError says that a chunk isn't what the layer's table of contents says, also after its frame was fetched
@@ -33,7 +31,7 @@ func (f *Filler) failed(frame int, err error) error {
 	}
 	e := &CorruptError{Layer: f.opt.Name, File: f.fileOf(bad.chunk), Chunk: bad.chunk, Err: bad.err}
 	if i, ok := f.layer.FileAt(bad.chunk); ok {
-		e.Chunk -= int(f.layer.Inodes[i].FirstChunk)
+		e.Chunk -= int(f.layer.Inode(i).FirstChunk)
 	}
 	return e
 }
@@ -41,34 +39,9 @@ func (f *Filler) failed(frame int, err error) error {
 // fileOf returns a path of a chunk's file.
 func (f *Filler) fileOf(chunk int) string {
 	if i, ok := f.layer.FileAt(chunk); ok {
-		return pathOf(f.layer, i)
+		if path, ok := f.layer.Path(i); ok {
+			return path
+		}
 	}
 	return "?"
-}
-
-// pathOf returns a path of an inode. It looks at all directories: for errors only.
-func pathOf(l *layer.Layer, inode uint32) string {
-	var path string
-	for inode != layer.Root {
-		parent, name, ok := parentOf(l, inode)
-		if !ok || len(path) > 4096 {
-			return "?/" + path
-		}
-		if path != "" {
-			name += "/" + path
-		}
-		path, inode = name, parent
-	}
-	return path
-}
-
-func parentOf(l *layer.Layer, inode uint32) (parent uint32, name string, ok bool) {
-	for i, in := range l.All() {
-		for _, e := range in.Entries {
-			if e.Inode == inode {
-				return i, e.Name, true
-			}
-		}
-	}
-	return 0, "", false
 }

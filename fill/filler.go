@@ -43,6 +43,8 @@ type Doubter interface {
 type LayerOptions struct {
 	// Name is what errors call the layer, e.g. its digest.
 	Name string
+	// Packed, if not nil, is the same layer, which takes less memory: it is used from then on.
+	Packed *layer.Layer
 	// Slow, if not nil, is told of a read that has waited for SchedulerOptions.SlowAfter and still
 	// does, with a path of the file that it waits for. It returns what is called when the wait is over, if
 	// that isn't nil. Called concurrently.
@@ -142,8 +144,11 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		f.size += l.Frames[i].Size
 	}
 	f.files, f.parents = filesOf(l), parentsOf(l)
-	f.names.layer = l
 	f.findBinaries()
+	if opt.Packed != nil {
+		f.layer = opt.Packed
+	}
+	f.names.layer = f.layer
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
@@ -167,7 +172,8 @@ func filesOf(l *layer.Layer) []extent {
 	slices.SortFunc(files, func(a, b extent) int {
 		return cmp.Or(cmp.Compare(a.first, b.first), cmp.Compare(a.end, b.end), cmp.Compare(a.dir, b.dir))
 	})
-	return slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end })
+	// Cloned, it has no room left over.
+	return slices.Clone(slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end }))
 }
 
 // findBinaries finds the files that look like programs and libraries.

@@ -73,8 +73,9 @@ func imageOf(t testing.TB, chunk int64, sizes ...int64) *image {
 				Offset: off, Size: int64(blob.Len()) - off, FirstChunk: uint32(len(im.Chunks)), NumChunks: 1,
 			})
 			im.Chunks = append(im.Chunks, layer.Chunk{
-				Data: in.Data + at, Size: int64(len(p)), Frame: uint32(len(im.Frames) - 1), Digest: sha256.Sum256(p),
+				Data: in.Data + at, Size: int64(len(p)), Frame: uint32(len(im.Frames) - 1),
 			})
+			im.Digests = append(im.Digests, sha256.Sum256(p))
 			in.NumChunks++
 		}
 		im.DataSize += int64(len(content))

@@ -63,7 +63,7 @@ func (f *Filler) documentOf(e extent) (document, bool) {
 	if t.kind == silent && f.binary.has(e.first) && !strings.Contains(t.name, ".so") {
 		t.kind = programs
 	}
-	if t.kind == silent || t.kind != programs && f.layer.Inodes[e.inode].Size > maxText {
+	if t.kind == silent || t.kind != programs && f.layer.Inode(e.inode).Size > maxText {
 		return t, false
 	}
 	t.dir = f.pathOf(e.dir)
@@ -76,7 +76,7 @@ func (t document) follow() {
 	if !ok {
 		return
 	}
-	in := &t.f.layer.Inodes[t.inode]
+	in := t.f.layer.Inode(t.inode)
 	parts := []part{{0, in.Size}}
 	if t.kind == programs {
 		// Of one that isn't all there, what is has been found all the same.
@@ -121,7 +121,8 @@ func (t document) follow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, file := range files {
-		first, end := file.f.framesOf(&file.f.layer.Inodes[file.inode])
+		in := file.f.layer.Inode(file.inode)
+		first, end := file.f.framesOf(&in)
 		if file.f.closed {
 			continue
 		}
@@ -196,7 +197,7 @@ func (v view) mentioned(t document, word string) (files []place, distance int) {
 				return
 			}
 			full := at + "/" + e.Name
-			if f.layer.Inodes[e.Inode].IsDir() {
+			if in := f.layer.Inode(e.Inode); in.IsDir() {
 				full += t.init()
 			} else if top, i := v.lookup(strings.TrimPrefix(full, "/")); top != f || i != e.Inode {
 				return // it's hidden
@@ -220,7 +221,7 @@ func (v view) mentioned(t document, word string) (files []place, distance int) {
 // means reports whether a name in a document, below above if that isn't empty, may mean an entry of the same stem.
 func (t document) means(f *Filler, name, above string, e layer.Entry) bool {
 	whole := e.Name == name
-	if f.layer.Inodes[e.Inode].IsDir() {
+	if in := f.layer.Inode(e.Inode); in.IsDir() {
 		return whole && t.kind == imports
 	}
 	suffix := e.Name[len(stemOf(e.Name)):]

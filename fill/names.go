@@ -65,21 +65,14 @@ func (n *names) each(stem string, found func(dir uint32, e layer.Entry)) {
 		if e.hash != hash {
 			return
 		}
-		if entry := n.layer.Inodes[e.dir].Entries[e.pos]; stemOf(entry.Name) == stem {
+		if entry, _ := n.layer.Entry(e.dir, int(e.pos)); stemOf(entry.Name) == stem {
 			found(e.dir, entry)
 		}
 	}
 }
 
 // nameOf returns the name of an entry of a directory.
-func (f *Filler) nameOf(dir, inode uint32) string {
-	for _, e := range f.layer.Inodes[dir].Entries {
-		if e.Inode == inode {
-			return e.Name
-		}
-	}
-	return ""
-}
+func (f *Filler) nameOf(dir, inode uint32) string { return f.layer.NameIn(dir, inode) }
 
 // pathOf returns the path of a directory, "" for the root.
 func (f *Filler) pathOf(dir uint32) string {

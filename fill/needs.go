@@ -79,7 +79,7 @@ func (v view) find(name string) (place, bool) {
 		if f, inode = v.lookup(next); f == nil {
 			return place{}, false
 		}
-		in := &f.layer.Inodes[inode]
+		in := f.layer.Inode(inode)
 		if in.Target == "" {
 			at = next
 			continue
@@ -92,17 +92,25 @@ func (v view) find(name string) (place, bool) {
 		}
 		rest = append(strings.Split(in.Target, "/"), rest...)
 	}
-	if f == nil || !f.layer.Inodes[inode].IsRegular() || f.layer.Inodes[inode].NumChunks == 0 {
+	if f == nil || !hasContent(f.layer, inode) {
 		return place{}, false
 	}
 	return place{f, inode}, true
 }
 
+// hasContent reports whether an inode is a regular file that isn't empty.
+func hasContent(l *layer.Layer, inode uint32) bool {
+	in := l.Inode(inode)
+	return in.IsRegular() && in.NumChunks > 0
+}
+
 // lookup returns the layer that has a path, and its inode there.
 func (v view) lookup(name string) (*Filler, uint32) {
 	for _, f := range v {
-		if i, err := f.layer.Lookup(name); err == nil && !f.layer.Inodes[i].IsWhiteout() {
-			return f, i
+		if i, err := f.layer.Lookup(name); err == nil {
+			if in := f.layer.Inode(i); !in.IsWhiteout() {
+				return f, i
+			}
 		}
 	}
 	return nil, 0
@@ -152,8 +160,8 @@ var announced = map[string][]string{
 func announcements(l *layer.Layer) map[int][]string {
 	by := map[int][]string{}
 	for name, then := range announced {
-		if i, err := l.Lookup(name); err == nil && l.Inodes[i].IsRegular() && l.Inodes[i].NumChunks > 0 {
-			by[int(l.Chunks[l.Inodes[i].FirstChunk].Frame)] = then
+		if i, err := l.Lookup(name); err == nil && hasContent(l, i) {
+			by[int(l.Chunks[l.Inode(i).FirstChunk].Frame)] = then
 		}
 	}
 	return by
@@ -203,7 +211,7 @@ func (f *Filler) fetchAll(names []string) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	for _, file := range files {
-		file.f.need(file.inode, part{0, file.f.layer.Inodes[file.inode].Size}, ahead)
+		file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, ahead)
 	}
 	f.s.dispatch()
 }
@@ -235,9 +243,9 @@ func (f *Filler) Expect(files [][]string) {
 
 // need asks for a file, or for where it begins if it's large.
 func (p place) need() {
-	in := &p.f.layer.Inodes[p.inode]
+	in := p.f.layer.Inode(p.inode)
 	head := part{0, 1}
-	if first, end := p.f.framesOf(in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset <= wholeLibrary {
+	if first, end := p.f.framesOf(&in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset <= wholeLibrary {
 		head.n = in.Size
 	}
 	p.f.need(p.inode, head, ahead)
@@ -250,7 +258,7 @@ func (f *Filler) look(inode uint32) {
 	if !ok {
 		return
 	}
-	in := &f.layer.Inodes[inode]
+	in := f.layer.Inode(inode)
 	p, err := parseELF(io.NewSectionReader(r, in.Data, in.Size), in.Size)
 	v := f.view()
 	var libraries []place
@@ -292,7 +300,7 @@ func (f *Filler) look(inode uint32) {
 
 // need asks for a part of a file that will be read, and returns its frames that aren't there.
 func (f *Filler) need(inode uint32, p part, l level) (missing []int) {
-	in := &f.layer.Inodes[inode]
+	in := f.layer.Inode(inode)
 	first, end := f.layer.ChunksOf(in.Data+p.off, min(p.n, in.Size-p.off))
 	for c := first; c < end && !f.closed && !f.s.pausing(f); c++ {
 		i := int(f.layer.Chunks[c].Frame)

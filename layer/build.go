@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -105,6 +106,7 @@ func (b *Builder) layContent(l *Layer, final []uint32, end int64) error {
 		}
 	}
 	l.Chunks = make([]Chunk, 0, chunks)
+	l.Digests = make([][sha256.Size]byte, 0, chunks)
 	l.Frames = make([]Frame, 0, frames)
 
 	last = -1
@@ -138,14 +140,14 @@ func (b *Builder) layContent(l *Layer, final []uint32, end int64) error {
 		frame := &l.Frames[len(l.Frames)-1]
 		frame.NumChunks++
 		// The first clause keeps the product from overflowing.
-		if r := b.opt.MaxRatio; r > 0 && frame.Size < MaxDataSize/r && c.Inner+c.Size > r*frame.Size {
-			return fail(ErrContent, "chunk ends at %d of a frame of %d bytes", c.Inner+c.Size, frame.Size)
+		if r := b.opt.MaxRatio; r > 0 && frame.Size < MaxDataSize/r && int64(c.Inner)+c.Size > r*frame.Size {
+			return fail(ErrContent, "chunk ends at %d of a frame of %d bytes", int64(c.Inner)+c.Size, frame.Size)
 		}
 		c.Data, c.Frame = pos, uint32(len(l.Frames)-1)
 		if pos += c.Size; pos > MaxDataSize-BlockSize {
 			return fail(ErrLimit, "more than %d bytes of content", int64(MaxDataSize))
 		}
-		l.Chunks = append(l.Chunks, c)
+		l.Chunks, l.Digests = append(l.Chunks, c), append(l.Digests, owned.digest)
 	}
 	l.DataSize = (pos + BlockSize - 1) &^ (BlockSize - 1)
 	return nil

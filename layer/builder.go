@@ -3,6 +3,7 @@ package layer
 import (
 	"crypto/sha256"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -79,7 +80,8 @@ type dirent struct {
 // An ownedChunk is a chunk of an inode of the Builder.
 type ownedChunk struct {
 	Chunk
-	owner uint32
+	digest [sha256.Size]byte
+	owner  uint32
 }
 
 // pending marks the name of a hardlink whose target hasn't come yet.
@@ -241,10 +243,12 @@ func (b *Builder) Chunk(off, size, inner int64, digest [sha256.Size]byte) error 
 		return &EntryError{b.fileName, fmt.Errorf("%w: chunk of %d bytes", ErrLimit, size)}
 	case inner < b.inner || inner > MaxDataSize:
 		return b.contentError("chunk at %d of a frame whose last one ends at %d", inner, b.inner)
+	case inner > math.MaxUint32:
+		return &EntryError{b.fileName, fmt.Errorf("%w: chunk at %d of a frame", ErrLimit, inner)}
 	case b.chunks.len() >= MaxChunks:
 		return &EntryError{b.fileName, fmt.Errorf("%w: more than %d chunks", ErrLimit, MaxChunks)}
 	}
-	b.chunks.add(ownedChunk{Chunk{Size: size, Frame: uint32(b.frames.len() - 1), Inner: inner, Digest: digest}, b.file})
+	b.chunks.add(ownedChunk{Chunk{Size: size, Frame: uint32(b.frames.len() - 1), Inner: uint32(inner)}, digest, b.file})
 	b.inner = inner + size
 	if b.filled += size; b.filled == b.inodes.at(b.file).Size {
 		b.file = Root

@@ -320,7 +320,7 @@ func TestContent(t *testing.T) {
 				}
 			}
 			for i := range l.Chunks {
-				l.Chunks[i].Digest = [32]byte{}
+				l.Digests[i] = [32]byte{}
 			}
 			if !slices.Equal(l.Frames, tc.frames) {
 				t.Errorf("frames %+v\nwant %+v", l.Frames, tc.frames)

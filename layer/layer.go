@@ -14,7 +14,9 @@
 // decompressed and the digests of its chunks have been compared, which [Layer.ReadChunk] does, in this one place for all packages:
 // what it returns, a [Verified], is what they hand on.
 //
-// A Layer is immutable once made, and so safe for concurrent use.
+// A Layer is immutable once made, and so safe for concurrent use. A daemon that has 600,000 files mounted can't have all of that in
+// memory: [Layer.Pack] moves what is needed seldom, the tree and the digests, into a file. Chunks and Frames, which every read needs,
+// take 48 bytes for a small file.
 package layer
 
 import (
@@ -36,16 +38,20 @@ const BlockSize = 4096
 // A Layer is the metadata of a layer, and where its content is in the blob.
 type Layer struct {
 	// Inodes holds every inode once, whatever the number of its names. Inodes[Root] is the root
-	// directory.
+	// directory. It is nil when the layer is packed: see [Layer.Pack].
 	Inodes []Inode
 	// Chunks are ordered by Data; those of a file are neighbours and cover it without a gap.
 	Chunks []Chunk
+	// Digests are the SHA-256 of the chunks' bytes. It is nil when the layer is packed.
+	Digests [][sha256.Size]byte
 	// Frames are ordered by Offset and don't overlap.
 	Frames []Frame
 	// DataSize is the size of the data space in bytes, a multiple of BlockSize.
 	DataSize int64
 	// Codec decompresses frames.
 	Codec Codec
+
+	packed *packed // what Inodes and Digests hold otherwise
 }
 
 // Root is the index of the root directory.
@@ -102,10 +108,7 @@ type Chunk struct {
 	Size int64
 	// Frame is the index in Layer.Frames of the frame that holds the chunk, at Inner bytes of what it
 	// decompresses to.
-	Frame uint32
-	Inner int64
-	// Digest is the SHA-256 of the chunk's bytes.
-	Digest [sha256.Size]byte
+	Frame, Inner uint32
 }
 
 // End returns the end of the chunk in the data space.
@@ -141,8 +144,90 @@ func (i *Inode) IsDir() bool { return i.Mode&unix.S_IFMT == unix.S_IFDIR }
 // IsRegular reports whether the inode is a regular file.
 func (i *Inode) IsRegular() bool { return i.Mode&unix.S_IFMT == unix.S_IFREG }
 
+// NumInodes returns the number of inodes.
+func (l *Layer) NumInodes() int {
+	if l.packed != nil {
+		return l.packed.numInodes
+	}
+	return len(l.Inodes)
+}
+
+// Inode returns an inode. What is in a directory is for [Layer.Entry] and [Layer.Child] to say.
+func (l *Layer) Inode(i uint32) Inode {
+	if l.packed != nil {
+		return l.packed.inode(i)
+	}
+	in := l.Inodes[i]
+	in.Entries = nil
+	return in
+}
+
+// Entry returns the n-th entry of a directory, in the order of names.
+func (l *Layer) Entry(dir uint32, n int) (e Entry, ok bool) {
+	if l.packed != nil {
+		return l.packed.entryOf(dir, n)
+	}
+	if n < 0 || n >= len(l.Inodes[dir].Entries) {
+		return Entry{}, false
+	}
+	return l.Inodes[dir].Entries[n], true
+}
+
+// Digest returns the SHA-256 of a chunk's bytes.
+func (l *Layer) Digest(chunk int) [sha256.Size]byte {
+	if l.packed != nil {
+		return l.packed.digest(chunk)
+	}
+	return l.Digests[chunk]
+}
+
+// HasACLs reports whether an inode has a POSIX ACL.
+func (l *Layer) HasACLs() bool {
+	if l.packed != nil {
+		return l.packed.acls
+	}
+	return slices.ContainsFunc(l.Inodes, func(in Inode) bool { return in.hasACL() })
+}
+
+func (i *Inode) hasACL() bool {
+	return slices.ContainsFunc(i.Xattrs, func(x Xattr) bool { return strings.HasPrefix(x.Name, "system.posix_acl_") })
+}
+
+// Parent returns a directory that an inode is in; the root is in itself. Of a layer that isn't packed, it looks through the whole tree.
+func (l *Layer) Parent(inode uint32) uint32 {
+	if l.packed != nil {
+		dir, _ := l.packed.up(inode)
+		return dir
+	}
+	for dir, in := range l.All() {
+		for _, e := range in.Entries {
+			if e.Inode == inode {
+				return dir
+			}
+		}
+	}
+	return Root
+}
+
+// NameIn returns the name of an inode in a directory, the first if there are several, "" if there is none.
+func (l *Layer) NameIn(dir, inode uint32) string {
+	if l.packed != nil {
+		if up, name := l.packed.up(inode); up == dir {
+			return name // without a look at the others
+		}
+	}
+	for n := 0; ; n++ {
+		if e, ok := l.Entry(dir, n); !ok || e.Inode == inode {
+			return e.Name
+		}
+	}
+}
+
 // Child returns the inode of a name in the directory dir.
 func (l *Layer) Child(dir uint32, name string) (inode uint32, ok bool) {
+	if l.packed != nil {
+		return l.packed.child(dir, name)
+	}
 	entries := l.Inodes[dir].Entries
 	i, ok := slices.BinarySearchFunc(entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
 	if !ok {
@@ -177,8 +262,11 @@ func (l *Layer) ChunksOf(off, n int64) (first, end int) {
 	return first, end
 }
 
-// FileAt returns the inode of the regular file that a chunk belongs to.
+// FileAt returns the inode of the regular file that a chunk belongs to. Of a layer that isn't packed, it looks through all inodes.
 func (l *Layer) FileAt(chunk int) (inode uint32, ok bool) {
+	if l.packed != nil {
+		return l.packed.fileAt(chunk)
+	}
 	for i, in := range l.All() {
 		if in.IsRegular() && in.NumChunks > 0 && uint32(chunk)-in.FirstChunk < in.NumChunks {
 			return i, true
@@ -187,10 +275,14 @@ func (l *Layer) FileAt(chunk int) (inode uint32, ok bool) {
 	return 0, false
 }
 
-// Path returns a path below the root that leads to an inode, "." for the root. It looks through the whole tree: errors want it.
+// Path returns a path below the root that leads to an inode, "." for the root. Of a layer that isn't packed, it looks through the whole
+// tree: errors want it.
 func (l *Layer) Path(inode uint32) (path string, ok bool) {
 	if inode == Root {
 		return ".", true
+	}
+	if l.packed != nil {
+		return l.packed.path(inode), true
 	}
 	type dir struct {
 		inode uint32
@@ -214,8 +306,19 @@ func (l *Layer) Path(inode uint32) (path string, ok bool) {
 // All iterates over the inodes and their indices.
 func (l *Layer) All() iter.Seq2[uint32, *Inode] {
 	return func(yield func(uint32, *Inode) bool) {
-		for i := range l.Inodes {
-			if !yield(uint32(i), &l.Inodes[i]) {
+		for i := range uint32(l.NumInodes()) {
+			in := new(Inode)
+			if l.packed == nil {
+				in = &l.Inodes[i]
+			} else {
+				*in = l.packed.inode(i)
+				_, n := l.packed.span(i)
+				for k := range n {
+					e, _ := l.packed.entryOf(i, k)
+					in.Entries = append(in.Entries, e)
+				}
+			}
+			if !yield(i, in) {
 				return
 			}
 		}

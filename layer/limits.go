@@ -11,7 +11,7 @@ const (
 	// MaxEntries bounds the entries that a blob lists and the parents that they imply, those included
 	// that later ones replace: five times what a full Debian desktop has, in about 150 MB of memory.
 	MaxEntries = 1 << 19
-	// MaxChunks bounds the chunks, at 64 bytes of memory each. That is 4 TiB in eStargz's usual chunks
+	// MaxChunks bounds the chunks, at 56 bytes of memory each until the layer is packed. That is 4 TiB in eStargz's usual chunks
 	// of 4 MiB.
 	MaxChunks = 1 << 20
 	// MaxChunkSize bounds what must be decompressed before the first of its bytes may be read, and what a reader may have to

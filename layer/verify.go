@@ -13,13 +13,13 @@ import (
 // digest. So whoever takes one, as a store does, needs neither trust its caller nor hash again. The zero value is no chunk of
 // any layer.
 type Verified struct {
-	of    *Layer
+	of    *Chunk // the first one of the layer's, packed or not
 	chunk int
 	bytes []byte
 }
 
 // Of reports whether this is a chunk of l.
-func (v Verified) Of(l *Layer) bool { return l != nil && v.of == l }
+func (v Verified) Of(l *Layer) bool { return l != nil && len(l.Chunks) > 0 && v.of == &l.Chunks[0] }
 
 // Chunk returns the index in Layer.Chunks.
 func (v Verified) Chunk() int { return v.chunk }
@@ -57,7 +57,7 @@ func (l *Layer) ReadChunk(chunk int, r io.Reader, buf []byte) (Verified, error) 
 	if err := l.compare(chunk, h); err != nil {
 		return Verified{}, err
 	}
-	return Verified{l, chunk, p}, nil
+	return Verified{&l.Chunks[0], chunk, p}, nil
 }
 
 // CheckChunk is ReadChunk for who has no use for the bytes: buf, which they go through, may be smaller than the chunk.
@@ -75,9 +75,9 @@ func (l *Layer) CheckChunk(chunk int, r io.Reader, buf []byte) error {
 }
 
 func (l *Layer) compare(chunk int, h *hasher) error {
-	want := &l.Chunks[chunk].Digest
-	if h.Sum(h.sum[:0]); h.sum != *want {
-		return &DigestError{chunk, *want, h.sum}
+	want := l.Digest(chunk)
+	if h.Sum(h.sum[:0]); h.sum != want {
+		return &DigestError{chunk, want, h.sum}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ type engine struct {
 	stop func() error
 
 	totals totals
+	tidy   tidy
+	turns  chan struct{} // of openings that compute
 
 	mu     sync.Mutex
 	closed bool
@@ -77,6 +80,7 @@ const aheadFor = time.Minute
 // newEngine opens the engine below root, whose mounts are below root too.
 func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) {
 	e := &engine{opt: opt, root: filepath.Join(root, "layers"), layers: map[store.Key]*served{}, mounts: map[string]*served{}}
+	e.tidy.rest, e.turns = e.rest, make(chan struct{}, runtime.GOMAXPROCS(0))
 	e.ctx, e.end = context.WithCancelCause(context.Background())
 	if err := os.MkdirAll(e.root, 0o700); err != nil {
 		return nil, err
@@ -321,6 +325,17 @@ func (e *engine) release(s *served) error {
 	return err
 }
 
+// rest lets the kernel have what lookups have brought into memory of the trees of layers.
+func (e *engine) rest() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.layers {
+		if s.opened() {
+			s.held.Model().Rest()
+		}
+	}
+}
+
 // impliedBy returns the directories which the mounted layer with that table of contents leaves out.
 func (e *engine) impliedBy(toc digest.Digest) []string {
 	e.mu.Lock()
@@ -393,6 +408,7 @@ func (e *engine) close() error {
 	e.mu.Unlock()
 	e.end(errEngineClosed)
 	e.wg.Wait()
+	e.tidy.close()
 	var errs []error
 	for _, mountpoint := range mounted {
 		errs = append(errs, e.Unmount(context.Background(), mountpoint))

@@ -39,6 +39,7 @@ type served struct {
 	implied []string
 	tail    tail
 	held    *store.Layer
+	full    *layer.Layer // while it is opened: what all of the tree is read from
 	filler  *fill.Filler
 	door    doorMount
 
@@ -134,7 +135,9 @@ func (s *served) open(ctx context.Context) (err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	parsed, err := s.contents(ctx)
+	turn := &turn{of: e.turns}
+	defer turn.pass()
+	parsed, err := s.contents(ctx, turn)
 	if err != nil {
 		return err
 	}
@@ -142,8 +145,16 @@ func (s *served) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.implied = impliedOf(model)
-	s.filler = e.sched.Open(model, s, s.held, s.watchFill(model))
+	s.full = parsed.Layer
+	defer func() {
+		s.full = nil
+		model.Rest()
+		e.tidy.parsed(model.NumInodes())
+	}()
+	s.implied = impliedOf(s.full)
+	opt := s.watchFill(model)
+	opt.Packed = model
+	s.filler = e.sched.Open(s.full, s, s.held, opt)
 	if e.opt.Prefetch && parsed.Prefetch > 0 {
 		for _, c := range model.Chunks {
 			if model.Frames[c.Frame].Offset < parsed.Prefetch {
@@ -161,7 +172,7 @@ func (s *served) open(ctx context.Context) (err error) {
 }
 
 // contents returns the layer's metadata, and holds the layer in the store.
-func (s *served) contents(ctx context.Context) (*estargz.Blob, error) {
+func (s *served) contents(ctx context.Context, turn *turn) (*estargz.Blob, error) {
 	e := s.engine
 	opt := estargz.Options{TOCDigest: s.key.TOC}
 	held, err := e.store.Acquire(s.key)
@@ -169,6 +180,7 @@ func (s *served) contents(ctx context.Context) (*estargz.Blob, error) {
 		s.held = held
 		kept, err := held.TOC()
 		if err == nil && len(kept) > 8 {
+			turn.take(ctx)
 			b, perr := estargz.Parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), opt)
 			if perr == nil {
 				return b, nil
@@ -187,7 +199,8 @@ func (s *served) contents(ctx context.Context) (*estargz.Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	from := &readerAt{ctx: ctx, from: s}
+	turn.pass()
+	from := &readerAt{ctx: ctx, from: s, turn: turn}
 	b, err := estargz.Open(from, size, opt)
 	if errors.Is(err, estargz.ErrExternalTOC) {
 		if opt.ExternalTOC, err = s.externalTOC(ctx); err == nil {
@@ -221,7 +234,7 @@ func (s *served) image(userXattr bool) (string, error) {
 	}
 	return s.held.WriteImage(version, func(f *os.File) error {
 		w := bufio.NewWriterSize(f, 1<<20)
-		if err := image.Write(w, s.held.Model(), opt); err != nil {
+		if err := image.Write(w, s.full, opt); err != nil {
 			return err
 		}
 		return w.Flush()
@@ -250,6 +263,7 @@ func (s *served) close() error {
 type readerAt struct {
 	ctx   context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
 	from  fill.Fetcher
+	turn  *turn
 	first tail // what the first read has got
 }
 
@@ -258,6 +272,8 @@ func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
 	if at := off - r.first.off; at >= 0 && at+int64(len(p)) <= int64(len(r.first.p)) {
 		return copy(p, r.first.p[at:]), nil // the footer, once more
 	}
+	r.turn.pass()
+	defer r.turn.take(r.ctx) // what has been read is parsed next
 	body, err := r.from.Fetch(r.ctx, off, int64(len(p)))
 	if err != nil {
 		return 0, err

@@ -83,7 +83,8 @@ func tableSum(l *layer.Layer) (sum [sha256.Size]byte) {
 		c := &l.Chunks[i]
 		binary.LittleEndian.PutUint64(b[:], uint64(c.Data))
 		binary.LittleEndian.PutUint64(b[8:], uint64(c.Size))
-		copy(b[16:], c.Digest[:])
+		digest := l.Digest(i)
+		copy(b[16:], digest[:])
 		h.Write(b[:])
 	}
 	h.Sum(sum[:0])

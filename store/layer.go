@@ -150,11 +150,11 @@ func (l *Layer) WriteImage(version string, write func(*os.File) error) (path str
 	return l.path(imageFile), l.write(imageFile, label, write)
 }
 
-// Bind opens the layer's data. m is what the TOC parses to; it stays in memory as long as the layer is held, and a
-// little longer. If the layer is bound already, m must have the same chunks, and the model in use is returned, so
-// that there is one. A fanotify mark on the data file comes after it, or [Options].OpenData is set: see the package's
+// Bind opens the layer's data. m is what the TOC parses to; what is returned is the same, packed in a file of the store's, and
+// stays in memory as long as the layer is held, and a little longer. If the layer is bound already, m must have the same chunks, and
+// the model in use is returned, so that there is one. A fanotify mark on the data file comes after it, or [Options].OpenData is set: see the package's
 // doc.
-func (l *Layer) Bind(m *layer.Layer) (*layer.Layer, error) {
+func (l *Layer) Bind(m *layer.Layer) (_ *layer.Layer, err error) {
 	table := tableSum(m)
 	l.binding.Lock()
 	defer l.binding.Unlock()
@@ -170,12 +170,28 @@ func (l *Layer) Bind(m *layer.Layer) (*layer.Layer, error) {
 	if l.s.isClosed() {
 		return nil, ErrClosed
 	}
+	if m, err = l.s.pack(m); err != nil {
+		return nil, fmt.Errorf("layer %s in %s: %w", l.key, l.s.root, cause(err))
+	}
 	c, err := openContent(l, m, table)
 	if err != nil {
 		return nil, fmt.Errorf("open data of layer %s in %s: %w", l.key, l.s.root, cause(err))
 	}
 	l.content.Store(c)
 	return m, nil
+}
+
+// pack moves what is seldom needed of a layer into a file that has no name, and ends with the process at the latest.
+func (s *Store) pack(m *layer.Layer) (*layer.Layer, error) {
+	f, err := os.CreateTemp(s.tmp(), "tree-")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, err
+	}
+	return m.Pack(f)
 }
 
 // Model returns what the layer is bound to, nil if it isn't.

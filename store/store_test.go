@@ -65,7 +65,8 @@ func newFixture(name string, rng *rand.Rand, chunk int64, sizes ...int64) *fixtu
 			if rng.UintN(8) == 0 {
 				clear(p) // zeros are content, too
 			}
-			fx.model.Chunks = append(fx.model.Chunks, layer.Chunk{Data: start + off, Size: int64(len(p)), Digest: sha256.Sum256(p)})
+			fx.model.Chunks = append(fx.model.Chunks, layer.Chunk{Data: start + off, Size: int64(len(p))})
+			fx.model.Digests = append(fx.model.Digests, sha256.Sum256(p))
 			fx.truth = append(fx.truth, p...)
 		}
 		fx.truth = append(fx.truth, make([]byte, -len(fx.truth)&(layer.BlockSize-1))...)

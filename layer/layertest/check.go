@@ -106,7 +106,7 @@ func contentProblems(l *layer.Layer) (found []string) {
 	report := func(format string, args ...any) { found = append(found, fmt.Sprintf(format, args...)) }
 	end := int64(0)
 	for i, c := range l.Chunks {
-		if c.Data < end || c.Size <= 0 || c.Inner < 0 || int(c.Frame) >= len(l.Frames) {
+		if c.Data < end || c.Size <= 0 || int(c.Frame) >= len(l.Frames) {
 			report("chunk %d: %+v after %d", i, c, end)
 			continue
 		}
@@ -127,10 +127,10 @@ func contentProblems(l *layer.Layer) (found []string) {
 		end, next = f.End(), next+f.NumChunks
 		inner := int64(0)
 		for c := f.FirstChunk; c < next && int(c) < len(l.Chunks); c++ {
-			if l.Chunks[c].Inner < inner {
+			if int64(l.Chunks[c].Inner) < inner {
 				report("chunk %d: at %d of its frame, where one ends at %d", c, l.Chunks[c].Inner, inner)
 			}
-			inner = l.Chunks[c].Inner + l.Chunks[c].Size
+			inner = int64(l.Chunks[c].Inner) + l.Chunks[c].Size
 		}
 	}
 	if int(next) != len(l.Chunks) {

@@ -19,18 +19,18 @@ func Fill(t testing.TB, l *layer.Layer, blob io.ReaderAt) []byte {
 			t.Fatalf("frame %d at %d: %v", i, f.Offset, err)
 		}
 		at := int64(0)
-		for _, c := range l.Chunks[f.FirstChunk:][:f.NumChunks] {
-			if _, err := io.CopyN(io.Discard, r, c.Inner-at); err != nil {
+		for k, c := range l.Chunks[f.FirstChunk:][:f.NumChunks] {
+			if _, err := io.CopyN(io.Discard, r, int64(c.Inner)-at); err != nil {
 				t.Fatalf("frame %d, up to %d: %v", i, c.Inner, err)
 			}
 			p := data[c.Data:c.End()]
 			if _, err := io.ReadFull(r, p); err != nil {
 				t.Fatalf("frame %d, %d bytes at %d: %v", i, c.Size, c.Inner, err)
 			}
-			if sha256.Sum256(p) != c.Digest {
+			if sha256.Sum256(p) != l.Digest(int(f.FirstChunk)+k) {
 				t.Errorf("frame %d, %d bytes at %d: digest mismatch", i, c.Size, c.Inner)
 			}
-			at = c.Inner + c.Size
+			at = int64(c.Inner) + c.Size
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)

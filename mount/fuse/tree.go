@@ -1,7 +1,6 @@
 package fuse
 
 import (
-	"strings"
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -18,7 +17,6 @@ type tree struct {
 	gofuse.RawFileSystem // refuses what isn't here
 	m                    *Mount
 	l                    *layer.Layer
-	parents              []uint32 // of directories, by inode
 	opaque               string   // the xattr of opaque directories
 	acls                 bool     // there are some
 
@@ -29,25 +27,16 @@ type tree struct {
 var _ gofuse.RawFileSystem = (*tree)(nil)
 
 func newTree(m *Mount) *tree {
-	t := &tree{RawFileSystem: gofuse.NewDefaultRawFileSystem(), m: m, l: m.opt.Layer, opaque: "trusted.overlay.opaque"}
+	t := &tree{RawFileSystem: gofuse.NewDefaultRawFileSystem(), m: m, l: m.opt.Layer, acls: m.opt.Layer.HasACLs(), opaque: "trusted.overlay.opaque"}
 	if m.opt.UserXattr {
 		t.opaque = "user.overlay.opaque"
-	}
-	t.parents = make([]uint32, len(t.l.Inodes))
-	for i, in := range t.l.All() {
-		for _, x := range in.Xattrs {
-			t.acls = t.acls || strings.HasPrefix(x.Name, "system.posix_acl_")
-		}
-		for _, e := range in.Entries {
-			t.parents[e.Inode] = i
-		}
 	}
 	return t
 }
 
 func node(inode uint32) uint64 { return uint64(inode) + 1 }
 
-func (t *tree) inode(node uint64) *layer.Inode { return &t.l.Inodes[node-1] }
+func (t *tree) inode(node uint64) layer.Inode { return t.l.Inode(uint32(node - 1)) }
 
 // String is the name that the filesystem has in go-fuse's messages.
 func (t *tree) String() string { return fsName }
@@ -60,7 +49,7 @@ func (t *tree) Init(server *gofuse.Server) {
 }
 
 func (t *tree) attr(inode uint32, out *gofuse.Attr) {
-	in := &t.l.Inodes[inode]
+	in := t.l.Inode(inode)
 	*out = gofuse.Attr{
 		Ino:       node(inode),
 		Size:      uint64(in.Size),
@@ -127,14 +116,10 @@ func (t *tree) dirent(dir uint32, at uint64) (name string, inode uint32, ok bool
 	case 0:
 		return ".", dir, true
 	case 1:
-		return "..", t.parents[dir], true
+		return "..", t.l.Parent(dir), true
 	}
-	entries := t.l.Inodes[dir].Entries
-	if at-2 >= uint64(len(entries)) {
-		return "", 0, false
-	}
-	e := &entries[at-2]
-	return e.Name, e.Inode, true
+	e, ok := t.l.Entry(dir, int(at-2))
+	return e.Name, e.Inode, ok
 }
 
 // ReadDir lists a directory.
@@ -142,7 +127,7 @@ func (t *tree) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntr
 	dir := uint32(in.NodeId - 1)
 	for at := in.Offset; ; at++ {
 		name, inode, ok := t.dirent(dir, at)
-		if !ok || !out.AddDirEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inodes[inode].Mode, Off: at + 1}) {
+		if !ok || !out.AddDirEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inode(inode).Mode, Off: at + 1}) {
 			return gofuse.OK
 		}
 	}
@@ -156,7 +141,7 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Dir
 		if !ok {
 			return gofuse.OK
 		}
-		e := out.AddDirLookupEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inodes[inode].Mode, Off: at + 1})
+		e := out.AddDirLookupEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inode(inode).Mode, Off: at + 1})
 		if e == nil {
 			return gofuse.OK
 		}
@@ -209,7 +194,7 @@ func (t *tree) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsO
 		Blocks:  uint64(t.l.DataSize / layer.BlockSize),
 		Bsize:   layer.BlockSize,
 		Frsize:  layer.BlockSize,
-		Files:   uint64(len(t.l.Inodes)),
+		Files:   uint64(t.l.NumInodes()),
 		NameLen: layer.MaxName,
 	}
 	return gofuse.OK

@@ -52,7 +52,7 @@ var ErrLayer = errors.New("layer does not fit into an EROFS image")
 // BlockSize is the size of a block of the image and of the data file, in bytes.
 const BlockSize = layer.BlockSize
 
-// Write writes the image of a layer to w. Its length is a multiple of BlockSize.
+// Write writes the image of a layer, which isn't packed, to w. Its length is a multiple of BlockSize.
 func Write(w io.Writer, l *layer.Layer, opt Options) error {
 	p, err := lay(l, opt)
 	if err != nil {

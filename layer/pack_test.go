@@ -1,0 +1,126 @@
+package layer_test
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+)
+
+// pack packs a layer into a file that is gone when it returns.
+func pack(t testing.TB, l *layer.Layer) *layer.Layer {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Pack(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	return p
+}
+
+// samePacked fails the test unless a layer says the same when it is packed.
+func samePacked(t *testing.T, l *layer.Layer) {
+	t.Helper()
+	p := pack(t, l)
+	if p.Inodes != nil || p.Digests != nil {
+		t.Fatal("it isn't packed")
+	}
+	p.Rest()
+	if p.NumInodes() != l.NumInodes() || p.HasACLs() != l.HasACLs() || p.DataSize != l.DataSize {
+		t.Fatalf("%d inodes, ACLs %v, %d bytes", p.NumInodes(), p.HasACLs(), p.DataSize)
+	}
+	for i, want := range l.All() {
+		got := p.Inode(i)
+		if bare := l.Inode(i); !reflect.DeepEqual(got, bare) {
+			t.Errorf("inode %d: %+v\nwant %+v", i, got, bare)
+		}
+		for n, e := range want.Entries {
+			if got, ok := p.Entry(i, n); !ok || got != e {
+				t.Errorf("inode %d: entry %d is %+v, want %+v", i, n, got, e)
+			}
+			if child, ok := p.Child(i, e.Name); !ok || child != e.Inode {
+				t.Errorf("inode %d: %q leads to %d, %v", i, e.Name, child, ok)
+			}
+			for _, none := range []string{"", e.Name + "\x00", e.Name[:len(e.Name)-1]} {
+				_, got := p.Child(i, none)
+				if _, want := l.Child(i, none); got != want {
+					t.Errorf("inode %d: %q is there: %v, want %v", i, none, got, want)
+				}
+			}
+		}
+		for _, n := range []int{-1, len(want.Entries)} {
+			if e, ok := p.Entry(i, n); ok {
+				t.Errorf("inode %d: entry %d is %+v", i, n, e)
+			}
+		}
+		path, _ := p.Path(i)
+		if back, err := l.Lookup(path); err != nil || back != i {
+			t.Errorf("inode %d: path %q, which is inode %d, %v", i, path, back, err)
+		}
+		if back, err := p.Lookup(path); err != nil || back != i {
+			t.Errorf("path %q: inode %d, %v, want %d", path, back, err, i)
+		}
+		if want.IsDir() && p.Parent(i) != l.Parent(i) {
+			t.Errorf("inode %d is in %d, want %d", i, p.Parent(i), l.Parent(i))
+		}
+	}
+	for i, got := range p.All() {
+		if want := l.Inodes[i]; len(got.Entries)+len(want.Entries) > 0 && !reflect.DeepEqual(*got, want) {
+			t.Errorf("inode %d of all: %+v, want %+v", i, got, want)
+		}
+	}
+	for c := range l.Chunks {
+		if p.Digest(c) != l.Digests[c] {
+			t.Errorf("chunk %d has another digest", c)
+		}
+		got, ok := p.FileAt(c)
+		if want, _ := l.FileAt(c); !ok || got != want {
+			t.Errorf("chunk %d is of inode %d, %v, want %d", c, got, ok, want)
+		}
+	}
+	if i, ok := p.FileAt(len(l.Chunks)); ok {
+		t.Errorf("inode %d has a chunk more than there are", i)
+	}
+	runtime.KeepAlive(p)
+}
+
+func TestPack(t *testing.T) {
+	xattrs := func(in *layer.Inode) {
+		in.Xattrs = []layer.Xattr{{Name: "security.capability", Value: []byte{1, 0, 2}}, {Name: "user.a", Value: []byte{}}}
+	}
+	acl := func(in *layer.Inode) {
+		in.Xattrs = []layer.Xattr{{Name: "system.posix_acl_access", Value: []byte("acl")}}
+	}
+	for name, in := range map[string][]entry{
+		"nothing": {},
+		"all kinds": {
+			dir("a", mode(0o2755), owner(7, 1<<30), mtime(-5, 6)), file("a/x", "content", xattrs), link("b", "a/x"), file("empty", ""),
+			symlink("a/s", "../somewhere"), node("null", unix.S_IFCHR, 1, 3), node("disk", unix.S_IFBLK, 259, 70000), fifo("p"),
+			file("deep/er/.wh..wh..opq", ""), file("deep/.wh.gone", ""), file("deep/er/file", "of several bytes", acl),
+		},
+		"several files in a frame, and one that is replaced": {
+			raw("z", 10), frame(100), chunk(0, 4, 0), chunk(4, 6, 4), raw("a", 5), chunk(0, 5, 20), raw("gone", 1), chunk(0, 1, 30), dir("gone"),
+			raw("m", 1), chunk(0, 1, 40),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := build(layer.BuilderOptions{}, in...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			samePacked(t, l)
+		})
+	}
+}
