@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -53,11 +54,12 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 	if src.digest, err = digest.Parse(labels[LabelDigest]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelDigest, err)
 	}
-	if src.ref, err = reference.Parse(refOf(labels)); err != nil {
+	now := present(labels)
+	if src.ref, err = reference.Parse(labels[LabelRef+now]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelRef, err)
 	}
-	sizes, tocs := strings.Split(labels[LabelSizes], ","), strings.Split(labels[LabelTOCs], ",")
-	for i, l := range strings.Split(labels[LabelLayers], ",") {
+	sizes, tocs := strings.Split(labels[LabelSizes+now], ","), strings.Split(labels[LabelTOCs+now], ",")
+	for i, l := range strings.Split(labels[LabelLayers+now], ",") {
 		d, err := digest.Parse(l)
 		if err != nil {
 			continue // only hints
@@ -80,21 +82,23 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 	return src, nil
 }
 
-// refOf returns the image reference to read the layer by: that of a build which uses it now, if there is one, as the one that
-// it was mounted for may be of a registry that is no more.
-func refOf(labels map[string]string) string {
-	var now []string
+// present returns what is appended to the labels of an image that has the layer and that a build uses now, "" if there is none.
+// They go before those of the image which it was mounted for: that may be of a registry that is no more.
+func present(labels map[string]string) (suffix string) {
 	for k, ref := range labels {
-		if id, ok := strings.CutPrefix(k, LabelRef+"."); ok && labels[LabelDigest+"."+id] == labels[LabelDigest] {
-			if _, err := reference.Parse(ref); err == nil {
-				now = append(now, ref)
-			}
+		id, ok := strings.CutPrefix(k, LabelRef)
+		if !ok || id == "" || labels[LabelDigest+id] != labels[LabelDigest] {
+			continue
+		}
+		if _, err := reference.Parse(ref); err != nil {
+			continue
+		}
+		// Of several, the same image whoever asks.
+		if suffix == "" || cmp.Or(cmp.Compare(ref, labels[LabelRef+suffix]), cmp.Compare(id, suffix)) < 0 {
+			suffix = id
 		}
 	}
-	if len(now) == 0 {
-		return labels[LabelRef]
-	}
-	return slices.Min(now) // of several, the same one whoever asks
+	return suffix
 }
 
 // Sessions returns the ids of the client sessions in the labels, sorted.

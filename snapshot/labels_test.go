@@ -55,26 +55,35 @@ func TestParseLabels(t *testing.T) {
 	}
 }
 
-// The reference of a build that uses the layer goes before that of the build which it was mounted for.
-func TestReferenceOfNow(t *testing.T) {
-	a, b := digest.FromString("a").String(), digest.FromString("b").String()
+// The labels of an image that a build uses now go before those of the image which the layer was mounted for.
+func TestPresentImage(t *testing.T) {
+	a, above, other := digest.FromString("a").String(), digest.FromString("above"), digest.FromString("other")
+	image := func(id, ref, layer string, above digest.Digest) map[string]string {
+		return map[string]string{
+			LabelRef + id: ref, LabelDigest + id: layer,
+			LabelLayers + id: a + "," + above.String(), LabelSizes + id: "1,2", LabelTOCs + id: a + "," + a,
+		}
+	}
 	for name, tc := range map[string]struct {
-		now  map[string]string
-		want string
+		now   []map[string]string
+		want  string
+		above digest.Digest
 	}{
-		"nobody uses it":      {nil, "first.test/image"},
-		"another's":           {map[string]string{LabelRef + ".x": "second.test/image:v1", LabelDigest + ".x": a}, "second.test/image"},
-		"two, one the same":   {map[string]string{LabelRef + ".x": "first.test/image:v2", LabelDigest + ".x": a, LabelRef + ".y": "second.test/image:v1", LabelDigest + ".y": a}, "first.test/image"},
-		"of another layer":    {map[string]string{LabelRef + ".x": "second.test/image:v1", LabelDigest + ".x": b}, "first.test/image"},
-		"of no layer":         {map[string]string{LabelRef + ".x": "second.test/image:v1"}, "first.test/image"},
-		"removed by BuildKit": {map[string]string{LabelRef + ".x": "", LabelDigest + ".x": a}, "first.test/image"},
-		"no reference":        {map[string]string{LabelRef + ".x": "not a reference", LabelDigest + ".x": a}, "first.test/image"},
-		"none and another's":  {map[string]string{LabelRef + ".x": "not a reference", LabelDigest + ".x": a, LabelRef + ".y": "second.test/image:v1", LabelDigest + ".y": a}, "second.test/image"},
+		"nobody uses it":           {nil, "first.test/image", above},
+		"another":                  {[]map[string]string{image(".x", "second.test/image:v1", a, other)}, "second.test/image", other},
+		"two, one the same":        {[]map[string]string{image(".x", "second.test/image:v1", a, other), image(".y", "first.test/image:v1", a, above)}, "first.test/image", above},
+		"of another layer":         {[]map[string]string{image(".x", "second.test/image:v1", other.String(), other)}, "first.test/image", above},
+		"removed by BuildKit":      {[]map[string]string{{LabelRef + ".x": "", LabelDigest + ".x": ""}}, "first.test/image", above},
+		"no reference":             {[]map[string]string{image(".x", "not a reference", a, other)}, "first.test/image", above},
+		"no reference and another": {[]map[string]string{image(".x", "not a reference", a, above), image(".y", "second.test/image:v1", a, other)}, "second.test/image", other},
 	} {
-		labels := map[string]string{LabelRef: "first.test/image:v1", LabelDigest: a}
-		maps.Copy(labels, tc.now)
-		if src, err := parseLabels(labels); err != nil || src.ref.Locator != tc.want {
-			t.Errorf("%s: %s, %v, want %s", name, src.ref.Locator, err, tc.want)
+		labels := image("", "first.test/image:v1", a, above)
+		for _, l := range tc.now {
+			maps.Copy(labels, l)
+		}
+		src, err := parseLabels(labels)
+		if err != nil || src.ref.Locator != tc.want || len(src.above) != 1 || src.above[0].Blob != tc.above || src.sizes[tc.above] != 2 {
+			t.Errorf("%s: %+v, %v, want %s with %s above", name, src, err, tc.want, tc.above)
 		}
 	}
 }
