@@ -203,7 +203,9 @@ func (s *served) contents(ctx context.Context, turn *turn) (*estargz.Blob, error
 	from := &readerAt{ctx: ctx, from: s, turn: turn}
 	b, err := estargz.Open(from, size, opt)
 	if errors.Is(err, estargz.ErrExternalTOC) {
+		turn.pass()
 		if opt.ExternalTOC, err = s.externalTOC(ctx); err == nil {
+			turn.take(ctx)
 			b, err = estargz.Open(from, size, opt)
 		}
 	}
