@@ -26,7 +26,11 @@ func resident(t *testing.T, path string) (pages, cached int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Munmap(p)
+	defer func() {
+		if err := unix.Munmap(p); err != nil {
+			t.Error(err)
+		}
+	}()
 	in := make([]byte, (len(p)+os.Getpagesize()-1)/os.Getpagesize())
 	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(unsafe.Pointer(&in[0]))); errno != 0 {
 		t.Fatal(errno)
@@ -65,7 +69,12 @@ func TestWarm(t *testing.T) {
 	if err := m.Unmount(); err != nil {
 		t.Fatal(err)
 	}
-	if inUse(m.img) {
+	img, err := os.OpenFile(f.opt.Image, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer img.Close()
+	if inUse(img) {
 		t.Error("the image is in use after its mount")
 	}
 	m.Warm() // of what is unmounted does nothing
