@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,8 +30,8 @@ func loadTLS(r config.RegistryConfig) (*tlsFiles, error) {
 		if err != nil {
 			return nil, err
 		}
-		cas = append(cas[:len(cas):len(cas)], crts...)
-		pairs = append(pairs[:len(pairs):len(pairs)], certs...)
+		cas = append(slices.Clip(cas), crts...)
+		pairs = append(slices.Clip(pairs), certs...)
 	}
 	if len(cas) > 0 {
 		pool, err := x509.SystemCertPool()
