@@ -12,6 +12,8 @@
 //	data    the data space of package layer: sparse, chunks where they belong, holes where nothing has arrived
 //	map     which chunks are in data
 //
+// What is seldom needed of a bound layer's model is in a file without a name, mapped, that ends with the process.
+//
 // All but data are sealed: a line behind the content has its length and a CRC-32C over it, the name of the file, and
 // the key of the layer. A file that is torn, damaged, of another layer, or of another version of its maker is as good
 // as none. Sealed files are replaced by rename, so readers see the old or the new one.
