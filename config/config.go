@@ -55,7 +55,7 @@ type Lazy struct {
 	// is read, and what reading it suggests, is fetched. Key "prefetch".
 	Prefetch bool
 
-	// BackgroundFetch goes on to fetch the rest of layers that something was read of, while nothing else is fetched. Default
+	// BackgroundFetch goes on to fetch the rest of layers that something was read of, while no step runs and nothing else is fetched. Default
 	// true. Key "background-fetch".
 	BackgroundFetch bool
 

@@ -4,6 +4,9 @@ import "time"
 
 // idle reports whether nobody has asked for anything for a while, and takes care that dispatch is called then if not.
 func (s *Scheduler) idle() bool {
+	if s.opt.Busy != nil && s.opt.Busy() {
+		s.asked = time.Now() // a build has more to do when its step ends
+	}
 	left := s.opt.Idle - time.Since(s.asked)
 	if s.waiting > 0 {
 		left = s.opt.Idle

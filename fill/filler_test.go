@@ -273,6 +273,27 @@ func TestBackgroundKeepsToItsRate(t *testing.T) {
 	})
 }
 
+// Who computes what it has read isn't disturbed.
+func TestBackgroundWaitsForWhoComputes(t *testing.T) {
+	im := imageOf(t, 64<<10, many(64, 64<<10)...)
+	synctest.Test(t, func(t *testing.T) {
+		var busy atomic.Bool
+		busy.Store(true)
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true, Busy: busy.Load})
+		defer b.s.Close()
+		b.readFile(t, 0)
+		time.Sleep(time.Minute)
+		if _, _, sent := b.link.figures(); sent > 1<<20 {
+			t.Errorf("%d bytes were fetched meanwhile", sent)
+		}
+		busy.Store(false)
+		time.Sleep(10 * time.Second)
+		if _, _, sent := b.link.figures(); sent < 4<<20 {
+			t.Errorf("%d bytes of 4 MiB were fetched afterwards", sent)
+		}
+	})
+}
+
 func TestBackgroundLeavesRoom(t *testing.T) {
 	im := imageOf(t, 64<<10, many(64, 64<<10)...)
 	synctest.Test(t, func(t *testing.T) {

@@ -19,6 +19,9 @@ type SchedulerOptions struct {
 	Background bool
 	// Idle is how long nobody must have asked for anything before background work begins. 0 means 500 ms.
 	Idle time.Duration
+	// Busy, if not nil, reports whether background work has to wait, though nobody waits for bytes: who computes needs the processors that
+	// it would take. It's called often, and must not wait, nor call the Scheduler.
+	Busy func() bool
 	// BackgroundRate bounds background work, in compressed bytes per second. 0 means what the link carries.
 	BackgroundRate int64
 	// Room, if not nil, returns how many bytes of disk background work may take. It's called often, and must not wait.

@@ -39,6 +39,13 @@ func (r *Reporter) BeginStep(ctx context.Context) *Step {
 	return s
 }
 
+// Running reports whether a step runs.
+func (r *Reporter) Running() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.steps) > 0
+}
+
 // Uses says that the step has a layer.
 func (s *Step) Uses(layer digest.Digest) { s.r.watchers.uses(s.watcher, layer) }
 

@@ -277,3 +277,19 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 		t.Errorf("%s misses of a step", got)
 	}
 }
+
+func TestRunning(t *testing.T) {
+	var r Reporter
+	if r.Running() {
+		t.Error("a step runs before there is one")
+	}
+	one, other := r.BeginStep(t.Context()), r.BeginStep(t.Context())
+	one.End()
+	if !r.Running() {
+		t.Error("no step runs, but one of two does")
+	}
+	other.End()
+	if r.Running() {
+		t.Error("a step runs after they have ended")
+	}
+}

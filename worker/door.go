@@ -136,7 +136,7 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 		},
 		Door:         door,
 		Store:        store.Options{MaxSize: opt.Lazy.MaxSize, Notice: noticeStore},
-		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch},
+		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch, Busy: rep.Running},
 		Prefetch:     opt.Lazy.Prefetch && !tuned.NoPrefetch,
 		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
 		Watch:        opt.watch,
