@@ -164,7 +164,7 @@ func (s *Scheduler) dispatch() {
 			}
 			s.send(s.plan(fl))
 		}
-		if l == ahead && !(s.sweepImage() && s.sweep(ahead)) {
+		if l == ahead && (!s.sweepImage() || !s.sweep(ahead)) {
 			return
 		}
 	}

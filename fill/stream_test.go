@@ -59,6 +59,30 @@ func TestWalkThroughManyLayersReadsAtLinkSpeed(t *testing.T) {
 	})
 }
 
+// Who walks slower than the link carries frees room for one small file after the other. They don't make a request each.
+func TestSlowWalkMakesFewRequests(t *testing.T) {
+	im := imageOf(t, 4<<20, many(2000, 4000)...)
+	synctest.Test(t, func(t *testing.T) {
+		l := dsl()
+		b := stack(t, l, SchedulerOptions{}, im)[0]
+		defer b.s.Close()
+		start := time.Now()
+		for i := range 2000 {
+			b.readFile(t, i)
+			time.Sleep(time.Millisecond)
+		}
+		requests, _, sent := l.figures()
+		d, alone := time.Since(start), 2*time.Second
+		t.Logf("%s, %d requests for %d bytes", d, requests, sent)
+		if requests > 200 {
+			t.Errorf("%d requests for %d bytes", requests, sent)
+		}
+		if d > alone*110/100 {
+			t.Errorf("took %s, the walk alone %s", d, alone)
+		}
+	})
+}
+
 // Who reads a lot in order and then something else has little of the rest fetched, and not of layers that nobody has read.
 func TestWalkThatEndsLeavesLittleUnread(t *testing.T) {
 	im := imageOf(t, 4<<20, many(4000, 10_000)...)

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 
@@ -293,14 +294,8 @@ func (p *packed) path(inode uint32) string {
 		inode, name = p.up(inode)
 		names = append(names, name)
 	}
-	var b strings.Builder
-	for i := len(names) - 1; i >= 0; i-- {
-		b.WriteString(names[i])
-		if i > 0 {
-			b.WriteByte('/')
-		}
-	}
-	return b.String()
+	slices.Reverse(names)
+	return strings.Join(names, "/")
 }
 
 // fileAt returns the regular file that a chunk belongs to.

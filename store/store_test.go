@@ -363,6 +363,7 @@ func TestBindRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		m.Digests = make([][sha256.Size]byte, len(m.Chunks))
 		if _, err := l.Bind(m); err == nil {
 			t.Errorf("%s: no error", name)
 		}

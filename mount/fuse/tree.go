@@ -17,8 +17,8 @@ type tree struct {
 	gofuse.RawFileSystem // refuses what isn't here
 	m                    *Mount
 	l                    *layer.Layer
-	opaque               string   // the xattr of opaque directories
-	acls                 bool     // there are some
+	opaque               string // the xattr of opaque directories
+	acls                 bool   // there are some
 
 	// The kernel can do without these requests.
 	noOpen, noOpendir bool
