@@ -119,10 +119,11 @@ func testFiguresAgreeWithTheRegistry(t *testing.T) {
 		sum += l.Fetched
 		misses += l.Misses
 		if !l.Open || l.Repository != reg.Ref("base") || l.Source != reg.Host || l.Errors != 0 || l.Retries != 0 || l.Corrupt != 0 ||
-			l.Filled > l.Total || l.Misses == 0 || l.WaitSeconds <= 0 {
+			l.Filled > l.Total || (l.Misses == 0) != (l.WaitSeconds == 0) {
 			t.Errorf("layer %+v", l)
 		}
-		if l.Digest == layers[1] && (l.Filled < 2<<20 || l.Total != 16<<20) {
+		// The other layer's shell may be there before it's read.
+		if l.Digest == layers[1] && (l.Filled < 2<<20 || l.Total != 16<<20 || l.Misses == 0) {
 			t.Errorf("2 of 16 MiB were read, the layer is %+v", l)
 		}
 	}
