@@ -2,10 +2,13 @@ package estargz_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
@@ -13,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 // randomTOC has n files, whose names, sizes and places are about a Debian system's.
@@ -114,5 +118,90 @@ func BenchmarkDecompress(b *testing.B) {
 			b.Fatal(err)
 		}
 		r.Close()
+	}
+}
+
+// goTree is a tar of Go's own sources and tools, which whoever runs this has: 12,000 small files and some large ones.
+func goTree(b *testing.B) []byte {
+	b.Helper()
+	root, err := exec.CommandContext(b.Context(), "go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	tar, err := exec.CommandContext(b.Context(), "tar", "-C", strings.TrimSpace(string(root)), "--sort=name", "-c", "src", "bin").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return tar
+}
+
+// The same layer, written by us and as BuildKit does it with stargz-snapshotter's writer, which it has decompress all of it again. Run
+// with -cpu 1,2 it says what the second CPU is good for.
+func BenchmarkWrite(b *testing.B) {
+	tar := goTree(b)
+	b.Run("ours", func(b *testing.B) {
+		b.SetBytes(int64(len(tar)))
+		for b.Loop() {
+			w, err := estargz.Write(b.Context(), io.Discard, bytes.NewReader(tar), estargz.WriteOptions{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(w.Size), "B-blob")
+		}
+	})
+	b.Run("stargz", func(b *testing.B) {
+		b.SetBytes(int64(len(tar)))
+		for b.Loop() {
+			r, pw := io.Pipe()
+			read := make(chan error)
+			go func() {
+				gz, err := gzip.NewReader(r)
+				if err == nil {
+					_, err = io.Copy(io.Discard, gz)
+				}
+				read <- err
+			}()
+			size := &counter{w: pw}
+			w := stargz.NewWriterLevel(size, gzip.DefaultCompression)
+			if err := w.AppendTarLossLess(bytes.NewReader(tar)); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := w.Close(); err != nil {
+				b.Fatal(err)
+			}
+			pw.Close()
+			if err := <-read; err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(size.n), "B-blob")
+		}
+	})
+}
+
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return c.w.Write(p)
+}
+
+// One frame after the other, of one chunk and of small files, on one CPU.
+func BenchmarkWriteFrame(b *testing.B) {
+	for _, size := range []int{16 << 10, 64 << 10, 4 << 20} {
+		content := strings.Repeat(noise(1, 300)+"some text that comes again", size/326+1)[:size]
+		tar := layertest.Tar(b, file("f", content))
+		pool := estargz.NewPool(1)
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := estargz.Write(b.Context(), io.Discard, bytes.NewReader(tar), estargz.WriteOptions{Pool: pool}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

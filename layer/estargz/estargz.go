@@ -1,4 +1,4 @@
-// Package estargz opens eStargz layers: gzip'ed tars whose files begin gzip streams of their own, and whose
+// Package estargz opens and writes eStargz layers: gzip'ed tars whose files begin gzip streams of their own, and whose
 // table of contents (TOC), a JSON file, stands behind the files or in another blob. The format is
 // https://github.com/containerd/stargz-snapshotter/blob/main/docs/estargz.md; what is read here:
 //
@@ -16,7 +16,18 @@
 // or from package layer. In all these cases the layer may still be pulled as a whole. Errors of the
 // io.ReaderAt come through.
 //
-// A TOC has times in whole seconds, and no name that isn't UTF-8.
+// A TOC has no name that isn't UTF-8, and mostly times in whole seconds.
+//
+// [Write] makes a layer of a tar, without loss and on all CPUs, with the first of these footers:
+//
+//	                 one goroutine for each
+//	tar -> splitter -> frame -> compress, digests of chunks -> write, digest of the blob, TOC
+//	                     |                                        ^
+//	                     \----> DiffID, digests of files ---------/    all in the order of the tar
+//
+// A frame of it begins with the content of a file, or with a chunk of one, and has in it what follows in the tar up to the next frame: padding,
+// headers, and small files together until there are [WriteOptions.MinChunkSize] bytes. Where frames end is known before they are
+// compressed; so the blob doesn't depend on the number of CPUs.
 package estargz
 
 import (

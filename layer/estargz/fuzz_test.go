@@ -5,10 +5,12 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"testing"
 
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
@@ -84,4 +86,37 @@ func readTOC(b blob) ([]byte, error) {
 		return nil, err
 	}
 	return json.Marshal(toc)
+}
+
+// A tar is anything: it's refused, or becomes a layer that holds it.
+func FuzzWrite(f *testing.F) {
+	for _, entries := range layers {
+		if in := layertest.Tar(f, entries...); len(in) < 10_000 {
+			f.Add(in, uint16(1000), uint16(2500))
+		}
+	}
+	f.Add(layertest.Tar(f, file("stargz.index.json", "x")), uint16(1), uint16(1))
+	f.Fuzz(func(t *testing.T, in []byte, chunk, least uint16) {
+		var out bytes.Buffer
+		w, err := estargz.Write(t.Context(), &out, bytes.NewReader(in), estargz.WriteOptions{ChunkSize: int64(chunk), MinChunkSize: int64(least), Level: new(1)})
+		if err != nil {
+			return
+		}
+		gz, err := gzip.NewReader(bytes.NewReader(out.Bytes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(gz); err != nil || !bytes.HasPrefix(got, in) || digest.FromBytes(got) != w.DiffID {
+			t.Errorf("decompresses to %d bytes, of %d (%v)", len(got), len(in), err)
+		}
+		b, err := estargz.Open(bytes.NewReader(out.Bytes()), int64(out.Len()), estargz.Options{TOCDigest: w.TOCDigest})
+		if err != nil {
+			if !errors.Is(err, fs.ErrInvalid) || errors.Is(err, estargz.ErrTOC) || errors.Is(err, estargz.ErrFooter) {
+				t.Errorf("our own reader: %v", err)
+			}
+			return // names that no layer can have
+		}
+		layertest.Check(t, b.Layer)
+		layertest.Fill(t, b.Layer, bytes.NewReader(out.Bytes()))
+	})
 }

@@ -34,6 +34,11 @@ var writers = map[string]writer{
 	"lossless, one frame":   lossless(0, 1<<30),
 	"external TOC":          external,
 	"legacy":                legacy,
+	"ours":                  ours(0, 0),
+	"ours, chunks":          ours(1000, 1),
+	"ours, tiny chunks":     ours(300, 1),
+	"ours, min chunk":       ours(1000, 2500),
+	"ours, one frame":       ours(100, 1<<26),
 }
 
 // layers are contents that somebody might have an opinion on.

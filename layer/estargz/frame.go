@@ -1,0 +1,156 @@
+package estargz
+
+import (
+	"context"
+	"math/bits"
+	"runtime"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+)
+
+// A Pool bounds what the writers that share it take together: CPUs, and memory for frames in the making. It is safe for concurrent use.
+type Pool struct {
+	cpus *semaphore.Weighted
+	// room is for as many bytes of tars as keep the CPUs busy while a large frame holds up the small ones behind it.
+	room        *semaphore.Weighted
+	size, share int64
+}
+
+// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. Each takes two chunks of [DefaultChunkSize] of a tar and what they are
+// compressed to, at most 16 MiB.
+func NewPool(cpus int) *Pool {
+	if cpus <= 0 {
+		cpus = runtime.GOMAXPROCS(0)
+	}
+	frames := 2*int64(cpus) + 2
+	size := frames * (DefaultChunkSize + frameSlack)
+	return &Pool{cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(size), size: size, share: size / frames}
+}
+
+// frame waits for room for a frame of up to limit bytes of a tar, of which size are expected. Who has one must not wait for another
+// before it is sent.
+func (p *Pool) frame(ctx context.Context, size, limit int) (*frame, error) {
+	// Chunks above the default size take more than their share, or none would be compressed beside another.
+	room := min(int64(limit), p.share)
+	if err := p.room.Acquire(ctx, room); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return &frame{
+		tar: getBuffer(size), limit: limit, room: room,
+		packed: make(chan struct{}), hashed: make(chan struct{}),
+	}, nil
+}
+
+func (p *Pool) release(f *frame) {
+	putBuffer(f.tar)
+	putBuffer(f.gz)
+	p.room.Release(f.room)
+}
+
+// A frame is a gzip stream in the making. It begins with a payload, unless it has none, so that readers find that without
+// decompressing what is before; behind each payload are the headers of what follows in the tar.
+type frame struct {
+	tar     []byte
+	limit   int // of len(tar)
+	records []record
+	room    int64
+	gz      []byte
+	// packed is closed when gz and the digests of the records are there, or the job has failed; hashed when tar isn't read any more.
+	packed, hashed chan struct{}
+}
+
+// A record is an entry of the TOC in the making, and where its payload is in the frame, if it has one.
+type record struct {
+	toc         tocEntry
+	start, size int
+	part        part
+}
+
+// A part is what a chunk is of its file.
+type part int
+
+const (
+	whole part = iota // all of it, or no chunk at all
+	firstPart
+	nextPart
+	lastPart
+)
+
+func (r *record) payload(f *frame) []byte { return f.tar[r.start:][:r.size] }
+
+// pack compresses the frame, and computes the digests of its chunks.
+func (f *frame) pack(level int) (err error) {
+	for i := range f.records {
+		r := &f.records[i]
+		if r.size == 0 {
+			continue
+		}
+		sum := digest.FromBytes(r.payload(f))
+		r.toc.ChunkDigest = sum
+		if r.part == whole {
+			r.toc.Digest = sum
+		}
+	}
+	f.gz, err = deflate(getBuffer(len(f.tar)/2), f.tar, level)
+	return err
+}
+
+// deflate appends a gzip stream to a buffer. The same bytes make the same stream, whatever was compressed before.
+func deflate(to, p []byte, level int) ([]byte, error) {
+	free := &deflaters[level-minLevel]
+	d, _ := free.Get().(*deflater)
+	if d == nil {
+		d = &deflater{}
+		var err error
+		if d.gz, err = gzip.NewWriterLevel(d, level); err != nil {
+			return nil, err
+		}
+	}
+	d.out = to
+	d.gz.Reset(d)
+	if _, err := d.gz.Write(p); err != nil {
+		return nil, err
+	}
+	if err := d.gz.Close(); err != nil {
+		return nil, err
+	}
+	out := d.out
+	d.out = nil
+	free.Put(d)
+	return out, nil
+}
+
+// deflaters holds those that nobody uses, by level: one takes a megabyte.
+var deflaters [maxLevel - minLevel + 1]sync.Pool
+
+// A deflater compresses into memory.
+type deflater struct {
+	gz  *gzip.Writer
+	out []byte
+}
+
+func (d *deflater) Write(p []byte) (int, error) {
+	d.out = append(d.out, p...)
+	return len(p), nil
+}
+
+// buffers holds those that nobody uses, by the power of two that they have room for: a frame of small files must not take
+// the place that one of a large one needs.
+var buffers [bits.UintSize]sync.Pool
+
+func getBuffer(size int) []byte {
+	class := bits.Len(uint(max(size, 1) - 1))
+	if b, ok := buffers[class].Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, 1<<class)
+}
+
+func putBuffer(b []byte) {
+	if cap(b) > 0 {
+		buffers[bits.Len(uint(cap(b)))-1].Put(&b)
+	}
+}
