@@ -19,8 +19,8 @@ type Pool struct {
 	size, share int64
 }
 
-// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. Each takes two chunks of [DefaultChunkSize] of a tar and what they are
-// compressed to, at most 16 MiB.
+// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. For each there are two chunks of [DefaultChunkSize] of a tar and what they are
+// compressed to, 20 MiB with the room that is left.
 func NewPool(cpus int) *Pool {
 	if cpus <= 0 {
 		cpus = runtime.GOMAXPROCS(0)
@@ -94,17 +94,47 @@ func (f *frame) pack(level int) (err error) {
 			r.toc.Digest = sum
 		}
 	}
-	f.gz, err = deflate(getBuffer(len(f.tar)/2), f.tar, level)
+	// What can't be compressed grows by 5 bytes in 64 KiB.
+	f.gz, err = deflate(getBuffer(len(f.tar)+len(f.tar)>>10+512), f.tar, level)
 	return err
 }
 
+const (
+	// fast and thorough are the levels between which the default chooses.
+	fast, thorough = 6, 7
+	// sampleSize is how much of a frame the choice depends on, and sampleLevel what it's tried with.
+	sampleSize, sampleLevel = 8 << 10, 1
+)
+
+// levelFor chooses the level of a frame. Level 7 takes 1.4 times the time of 6, and makes Debian's layers 1.8 % smaller: 1.2 % where a
+// quick look says that they shrink to less than half, 2.5 % elsewhere. With 6 alone they'd be over 1.02 of the size of gzip's by the
+// standard library; with 7 in the latter case they aren't, in 1.14 times the time of 6.
+func levelFor(p []byte) (int, error) {
+	if len(p) > sampleSize {
+		p = p[(len(p)-sampleSize)/2:][:sampleSize]
+	}
+	gz, err := deflate(getBuffer(0), p, sampleLevel)
+	if err != nil {
+		return 0, err
+	}
+	defer putBuffer(gz)
+	if len(gz) < len(p)/2 {
+		return fast, nil
+	}
+	return thorough, nil
+}
+
 // deflate appends a gzip stream to a buffer. The same bytes make the same stream, whatever was compressed before.
-func deflate(to, p []byte, level int) ([]byte, error) {
+func deflate(to, p []byte, level int) (_ []byte, err error) {
+	if level == defaultLevel {
+		if level, err = levelFor(p); err != nil {
+			return nil, err
+		}
+	}
 	free := &deflaters[level-minLevel]
 	d, _ := free.Get().(*deflater)
 	if d == nil {
 		d = &deflater{}
-		var err error
 		if d.gz, err = gzip.NewWriterLevel(d, level); err != nil {
 			return nil, err
 		}
@@ -137,20 +167,30 @@ func (d *deflater) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// buffers holds those that nobody uses, by the power of two that they have room for: a frame of small files must not take
-// the place that one of a large one needs.
-var buffers [bits.UintSize]sync.Pool
+// buffers holds those that nobody uses, by the room that they have: a frame of small files must not take the place that one of a
+// large one needs. There are four sizes between one power of two and the next.
+var buffers [4 * bits.UintSize]sync.Pool
+
+const leastBuffer = 64 << 10
 
 func getBuffer(size int) []byte {
-	class := bits.Len(uint(max(size, 1) - 1))
-	if b, ok := buffers[class].Get().(*[]byte); ok {
+	size = max(size, leastBuffer)
+	step := 1 << (bits.Len(uint(size-1)) - 3)
+	size = (size + step - 1) / step * step
+	if b, ok := buffers[classOf(size)].Get().(*[]byte); ok {
 		return (*b)[:0]
 	}
-	return make([]byte, 0, 1<<class)
+	return make([]byte, 0, size)
 }
 
 func putBuffer(b []byte) {
-	if cap(b) > 0 {
-		buffers[bits.Len(uint(cap(b)))-1].Put(&b)
+	if cap(b) >= leastBuffer {
+		buffers[classOf(cap(b))].Put(&b)
 	}
+}
+
+// classOf is the largest of the sizes that aren't above a buffer's.
+func classOf(size int) int {
+	log := bits.Len(uint(size)) - 1
+	return 4*log + size>>(log-2)&3
 }

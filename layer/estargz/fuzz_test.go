@@ -96,9 +96,10 @@ func FuzzWrite(f *testing.F) {
 		}
 	}
 	f.Add(layertest.Tar(f, file("stargz.index.json", "x")), uint16(1), uint16(1))
+	pool := estargz.NewPool(1)
 	f.Fuzz(func(t *testing.T, in []byte, chunk, least uint16) {
 		var out bytes.Buffer
-		w, err := estargz.Write(t.Context(), &out, bytes.NewReader(in), estargz.WriteOptions{ChunkSize: int64(chunk), MinChunkSize: int64(least), Level: new(1)})
+		w, err := estargz.Write(t.Context(), &out, bytes.NewReader(in), estargz.WriteOptions{ChunkSize: int64(chunk) + 200, MinChunkSize: int64(least), Level: new(0), Pool: pool})
 		if err != nil {
 			return
 		}

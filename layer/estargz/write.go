@@ -14,7 +14,7 @@ import (
 
 // WriteOptions of [Write]. The zero value makes what BuildKit and stargz-snapshotter's readers take for usual.
 type WriteOptions struct {
-	// Level is gzip's: 1 to 9, 0 for none, -1 for the default, -2 for Huffman coding only. Nil is the default.
+	// Level is gzip's: 1 to 9, 0 for none, -2 for Huffman coding only. Nil and -1 are 6 for most frames, and 7 where that is worth it.
 	Level *int
 	// ChunkSize is how many bytes of a file are a chunk, up to [MaxChunkSize]. 0 is [DefaultChunkSize].
 	ChunkSize int64
@@ -35,9 +35,7 @@ const (
 	// Stargz-snapshotter knows frames of several files since v0.13.0, of November 2022.
 	DefaultMinChunkSize = 64 << 10
 
-	// defaultLevel makes layers of 1.01 times the size of gzip's by the standard library, at its default of 6. With 6 it would be 1.03,
-	// in three quarters of the time.
-	defaultLevel = 7
+	defaultLevel = -1 // see levelFor
 	minLevel     = -2
 	maxLevel     = 9
 )

@@ -33,7 +33,7 @@ var options = map[string]estargz.WriteOptions{
 	"each its own": {MinChunkSize: 1},
 	"chunks":       {ChunkSize: 1000, MinChunkSize: 1},
 	"shared":       {ChunkSize: 1000, MinChunkSize: 2500},
-	"one frame":    {ChunkSize: 100, MinChunkSize: estargz.MaxChunkSize},
+	"one frame":    {ChunkSize: 5000, MinChunkSize: estargz.MaxChunkSize},
 	"stored":       {Level: new(0)},
 	"huffman":      {Level: new(-2)},
 	"best":         {Level: new(9), ChunkSize: 777},
