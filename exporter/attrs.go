@@ -7,30 +7,45 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 )
+
+const nameEStargz = "estargz"
 
 // levels are the compression levels, as each library has them.
 var levels = map[string]struct{ min, max int }{
-	"gzip":    {-2, 9},
-	"estargz": {-2, 9},
-	"zstd":    {0, 22},
+	"gzip":      {-2, 9},
+	nameEStargz: {-2, 9},
+	"zstd":      {0, 22},
 }
 
-// lazyPrefix marks attributes that are ours. None is known yet.
-const lazyPrefix = "lazy-"
+// The prefixes mark attributes that are ours, and so are ours to refuse.
+const (
+	lazyPrefix    = "lazy-" // none is known yet
+	estargzPrefix = "estargz-"
+)
+
+// The attributes of eStargz layers are sizes in bytes, or with a unit as in 64k or 4MiB.
+const (
+	keyChunkSize    = "estargz-chunk-size"
+	keyMinChunkSize = "estargz-min-chunk-size"
+
+	// leastChunkSize keeps the table of contents smaller than what it's the table of.
+	leastChunkSize = 4 << 10
+)
 
 // check refuses attributes which no exporter could follow, and fills in what
 // follows from the others.
 func check(kind string, attrs map[string]string) error {
-	for _, k := range slices.Sorted(maps.Keys(attrs)) {
-		if strings.HasPrefix(k, lazyPrefix) {
-			return fmt.Errorf("unknown attribute %q of the %s exporter: this version has no %s* attributes", k, kind, lazyPrefix)
-		}
+	layers := kind == client.ExporterImage || kind == client.ExporterOCI || kind == client.ExporterDocker
+	if err := checkNames(kind+" exporter", layers, attrs); err != nil {
+		return err
 	}
-	switch kind {
-	case client.ExporterImage, client.ExporterOCI, client.ExporterDocker:
+	if layers {
 		return checkLayers(attrs)
 	}
 	return nil
@@ -41,8 +56,8 @@ func checkLayers(attrs map[string]string) error {
 	if err := checkLevel(compression, attrs); err != nil {
 		return err
 	}
-	if compression != "estargz" {
-		return nil
+	if _, err := writeOptions(attrs); err != nil || compression != nameEStargz {
+		return err
 	}
 	key := string(exptypes.OptKeyOCITypes)
 	v, given := attrs[key]
@@ -55,6 +70,70 @@ func checkLayers(attrs map[string]string) error {
 		return fmt.Errorf("compression=estargz conflicts with %s=false: Docker's media types have no annotations, and without the one that names its table of contents a layer can't be pulled lazily; leave %s out or choose compression=gzip", key, key)
 	}
 	return nil
+}
+
+// checkCache is check for exporters of caches.
+func checkCache(name string, attrs map[string]string) error {
+	if err := checkNames(name+" cache exporter", true, attrs); err != nil {
+		return err
+	}
+	if isEStargz(attrs) {
+		if err := checkLevel(nameEStargz, attrs); err != nil {
+			return err
+		}
+	}
+	_, err := writeOptions(attrs)
+	return err
+}
+
+// checkNames refuses attributes that look like ours and aren't.
+func checkNames(what string, layers bool, attrs map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		switch {
+		case strings.HasPrefix(k, lazyPrefix):
+			return fmt.Errorf("unknown attribute %q of the %s: this version has no %s* attributes", k, what, lazyPrefix)
+		case !strings.HasPrefix(k, estargzPrefix):
+		case !layers:
+			return fmt.Errorf("unknown attribute %q of the %s, which writes no layers", k, what)
+		case k != keyChunkSize && k != keyMinChunkSize:
+			return fmt.Errorf("unknown attribute %q of the %s: there are %s and %s", k, what, keyChunkSize, keyMinChunkSize)
+		}
+	}
+	return nil
+}
+
+// isEStargz reports whether eStargz layers are asked for.
+func isEStargz(attrs map[string]string) bool {
+	return attrs[string(exptypes.OptKeyLayerCompression)] == nameEStargz
+}
+
+// writeOptions are what the attributes say about eStargz layers, but for the level, which BuildKit reads.
+func writeOptions(attrs map[string]string) (opt estargz.WriteOptions, err error) {
+	for _, a := range []struct {
+		key   string
+		least int64
+		to    *int64
+	}{
+		{keyChunkSize, leastChunkSize, &opt.ChunkSize},
+		{keyMinChunkSize, 0, &opt.MinChunkSize},
+	} {
+		v, given := attrs[a.key]
+		if !given {
+			continue
+		}
+		if !isEStargz(attrs) {
+			return opt, fmt.Errorf("%s=%s is for compression=estargz only; choose that or leave %s out", a.key, v, a.key)
+		}
+		n, err := units.RAMInBytes(v)
+		if err != nil {
+			return opt, fmt.Errorf("%s=%q is no size: give bytes, or a number with a unit as in 64k or 4MiB", a.key, v)
+		}
+		if n < a.least || n > estargz.MaxChunkSize {
+			return opt, fmt.Errorf("%s=%s is out of range: want %d to %d bytes", a.key, v, a.least, int64(estargz.MaxChunkSize))
+		}
+		*a.to = max(n, 1) // 0 would be the default
+	}
+	return opt, nil
 }
 
 func checkLevel(compression string, attrs map[string]string) error {

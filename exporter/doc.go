@@ -1,8 +1,14 @@
 // Package exporter makes BuildKit's exporters write lazily pullable layers.
 //
-// With compression=estargz BuildKit writes eStargz layers whose descriptors carry
-// the digest of their table of contents and their uncompressed size, in a pushed
-// manifest, an OCI or docker tar, and the content store alike. What this package
-// adds is that attributes are checked before a build spends its time: those which
+// With compression=estargz new layers are written by package estargz, on all CPUs, and their descriptors carry
+// the digest of their table of contents and their uncompressed size: in a pushed
+// manifest, an OCI or docker tar, the content store, and exported caches alike. BuildKit takes a compression for an
+// interface, so this one stands in for BuildKit's own, and nothing else of the exporters is replaced: [New] wraps one, and the refs
+// that it exports; [Cache] wraps one of caches. A layer that is eStargz already is taken as it is.
+//
+// All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
+// nothing in the content store that anything refers to.
+//
+// Attributes are checked before a build spends its time: those which
 // make no sense together, or that no exporter knows, are errors which say so.
 package exporter

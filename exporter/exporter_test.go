@@ -17,25 +17,34 @@ func TestCheck(t *testing.T) {
 		add   attrs  // what check fills in
 		err   string // all of its words, separated by "|"
 	}{
-		"nothing":               {"image", nil, nil, ""},
-		"gzip":                  {"image", attrs{"compression": "gzip", "compression-level": "9"}, nil, ""},
-		"default is gzip":       {"oci", attrs{"compression-level": "-2"}, nil, ""},
-		"zstd":                  {"docker", attrs{"compression": "zstd", "compression-level": "22"}, nil, ""},
-		"estargz":               {"image", attrs{"compression": "estargz"}, attrs{"oci-mediatypes": "true"}, ""},
-		"estargz for docker":    {"docker", attrs{"compression": "estargz", "force-compression": "true"}, attrs{"oci-mediatypes": "true"}, ""},
-		"estargz, types given":  {"oci", attrs{"compression": "estargz", "oci-mediatypes": "1"}, nil, ""},
-		"docker's types":        {"image", attrs{"compression": "gzip", "oci-mediatypes": "false"}, nil, ""},
-		"types are nonsense":    {"image", attrs{"compression": "estargz", "oci-mediatypes": "perhaps"}, nil, ""}, // BuildKit's to refuse
-		"unknown compression":   {"image", attrs{"compression": "lzma", "compression-level": "99"}, nil, ""},      // as well
-		"local has no layers":   {"local", attrs{"compression": "estargz", "oci-mediatypes": "false", "compression-level": "x"}, nil, ""},
-		"estargz, docker's":     {"image", attrs{"compression": "estargz", "oci-mediatypes": "false"}, nil, "compression=estargz|conflicts|oci-mediatypes=false|annotations|leave oci-mediatypes out"},
-		"gzip level too high":   {"image", attrs{"compression-level": "10"}, nil, "compression-level=10|gzip has levels -2 to 9"},
-		"estargz level too low": {"oci", attrs{"compression": "estargz", "compression-level": "-3"}, nil, "compression-level=-3|estargz has levels"},
-		"zstd level too high":   {"oci", attrs{"compression": "zstd", "compression-level": "23"}, nil, "zstd has levels 0 to 22"},
-		"level is no number":    {"image", attrs{"compression-level": "best"}, nil, `compression-level="best"|no number`},
-		"level of uncompressed": {"image", attrs{"compression": "uncompressed", "compression-level": "3"}, nil, "compression-level=3|conflicts|compression=uncompressed|leave one"},
-		"unknown attribute":     {"image", attrs{"lazy-profile": "x"}, nil, `unknown attribute "lazy-profile"|image exporter`},
-		"unknown, for any type": {"local", attrs{"lazy-b": "", "lazy-a": ""}, nil, `"lazy-a"|local exporter`},
+		"nothing":                {"image", nil, nil, ""},
+		"gzip":                   {"image", attrs{"compression": "gzip", "compression-level": "9"}, nil, ""},
+		"default is gzip":        {"oci", attrs{"compression-level": "-2"}, nil, ""},
+		"zstd":                   {"docker", attrs{"compression": "zstd", "compression-level": "22"}, nil, ""},
+		"estargz":                {"image", attrs{"compression": "estargz"}, attrs{"oci-mediatypes": "true"}, ""},
+		"estargz for docker":     {"docker", attrs{"compression": "estargz", "force-compression": "true"}, attrs{"oci-mediatypes": "true"}, ""},
+		"estargz, types given":   {"oci", attrs{"compression": "estargz", "oci-mediatypes": "1"}, nil, ""},
+		"docker's types":         {"image", attrs{"compression": "gzip", "oci-mediatypes": "false"}, nil, ""},
+		"types are nonsense":     {"image", attrs{"compression": "estargz", "oci-mediatypes": "perhaps"}, nil, ""}, // BuildKit's to refuse
+		"unknown compression":    {"image", attrs{"compression": "lzma", "compression-level": "99"}, nil, ""},      // as well
+		"local has no layers":    {"local", attrs{"compression": "estargz", "oci-mediatypes": "false", "compression-level": "x"}, nil, ""},
+		"estargz, docker's":      {"image", attrs{"compression": "estargz", "oci-mediatypes": "false"}, nil, "compression=estargz|conflicts|oci-mediatypes=false|annotations|leave oci-mediatypes out"},
+		"gzip level too high":    {"image", attrs{"compression-level": "10"}, nil, "compression-level=10|gzip has levels -2 to 9"},
+		"estargz level too low":  {"oci", attrs{"compression": "estargz", "compression-level": "-3"}, nil, "compression-level=-3|estargz has levels"},
+		"zstd level too high":    {"oci", attrs{"compression": "zstd", "compression-level": "23"}, nil, "zstd has levels 0 to 22"},
+		"level is no number":     {"image", attrs{"compression-level": "best"}, nil, `compression-level="best"|no number`},
+		"level of uncompressed":  {"image", attrs{"compression": "uncompressed", "compression-level": "3"}, nil, "compression-level=3|conflicts|compression=uncompressed|leave one"},
+		"chunk sizes":            {"image", attrs{"compression": "estargz", "oci-mediatypes": "true", "estargz-chunk-size": "1MiB", "estargz-min-chunk-size": "0"}, nil, ""},
+		"chunks of gzip":         {"image", attrs{"compression": "gzip", "estargz-chunk-size": "1MiB"}, nil, "estargz-chunk-size=1MiB|for compression=estargz only"},
+		"chunks of nothing":      {"oci", attrs{"estargz-min-chunk-size": "1"}, nil, "estargz-min-chunk-size=1|for compression=estargz only"},
+		"chunks too small":       {"image", attrs{"compression": "estargz", "estargz-chunk-size": "4095"}, nil, "estargz-chunk-size=4095|out of range|4096 to 67108864"},
+		"chunks too large":       {"image", attrs{"compression": "estargz", "estargz-min-chunk-size": "65MiB"}, nil, "estargz-min-chunk-size=65MiB|out of range"},
+		"chunk size is nonsense": {"image", attrs{"compression": "estargz", "estargz-chunk-size": "many"}, nil, `estargz-chunk-size="many"|no size`},
+		"negative chunks":        {"image", attrs{"compression": "estargz", "estargz-min-chunk-size": "-1"}, nil, `estargz-min-chunk-size="-1"|no size`},
+		"unknown of estargz":     {"docker", attrs{"compression": "estargz", "estargz-chunks": "1"}, nil, `unknown attribute "estargz-chunks"|docker exporter|estargz-chunk-size`},
+		"estargz for files":      {"tar", attrs{"estargz-chunk-size": "1MiB"}, nil, `unknown attribute "estargz-chunk-size"|tar exporter|no layers`},
+		"unknown attribute":      {"image", attrs{"lazy-profile": "x"}, nil, `unknown attribute "lazy-profile"|image exporter`},
+		"unknown, for any type":  {"local", attrs{"lazy-b": "", "lazy-a": ""}, nil, `"lazy-a"|local exporter`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := maps.Clone(c.attrs)

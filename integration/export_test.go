@@ -2,18 +2,21 @@ package integration
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
@@ -174,6 +177,113 @@ func testExportForceCompression(t *testing.T) {
 }
 
 // wantZstdDiffIDs checks that the zstd layers hold what the image's config promises.
+// TestExportChunkSizes asks for chunks of other sizes, in all exporters and in caches.
+func TestExportChunkSizes(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:gzip", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip)
+	dockerfile := exportDockerfile(reg.Ref("base:gzip")) + "RUN mkdir /small && for i in $(seq 100); do echo file $i > /small/$i; done\n"
+	// chunks counts the frames and chunks of the files of a layer.
+	chunks := func(t *testing.T, l v1.Layer) (frames, chunks int) {
+		t.Helper()
+		rc, err := l.Compressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rc.Close()
+		blob, err := io.ReadAll(rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
+		offset, _, err := estargz.OpenFooter(sr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		toc, _, err := new(estargz.GzipDecompressor).ParseTOC(io.NewSectionReader(sr, offset, sr.Size()-offset))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[int64]bool{}
+		for _, e := range toc.Entries {
+			if e.ChunkDigest != "" {
+				seen[e.Offset] = true
+				chunks++
+			}
+		}
+		return len(seen), chunks
+	}
+	for _, c := range []struct {
+		attrs          string
+		frames, chunks int // of the last layer, 100 small files; and of the one with 300,000 random bytes
+		large          int
+	}{
+		{"", 2, 100, 2}, // of 64 KiB, with the headers
+		{",estargz-min-chunk-size=0", 100, 100, 2},
+		{",estargz-chunk-size=64k", 2, 100, 6},
+		{",estargz-chunk-size=64k,estargz-min-chunk-size=200k", 1, 100, 6},
+	} {
+		t.Run(c.attrs, func(t *testing.T) {
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)}) // what another export has written would be taken as it is
+			build(t, d, client.Solve{
+				Dockerfile: dockerfile,
+				Outputs:    []string{"type=image,name=" + reg.Ref("chunks:1") + ",push=true,compression=estargz" + c.attrs},
+			})
+			img := pull(t, reg, "chunks:1")
+			layers, err := img.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if frames, chunks := chunks(t, layers[len(layers)-1]); frames != c.frames || chunks != c.chunks {
+				t.Errorf("%d chunks in %d frames, want %d in %d", chunks, frames, c.chunks, c.frames)
+			}
+			if _, chunks := chunks(t, layers[len(layers)-3]); chunks != c.large {
+				t.Errorf("%d chunks, want %d", chunks, c.large)
+			}
+		})
+	}
+	t.Run("forced", func(t *testing.T) {
+		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+		build(t, d, client.Solve{
+			Dockerfile: dockerfile,
+			Outputs:    []string{"type=image,name=" + reg.Ref("chunks:2") + ",push=true,force-compression=true,compression=estargz,estargz-chunk-size=64k"},
+		})
+		files := wantEStargz(t, pull(t, reg, "chunks:2"))
+		wantFile(t, files, "small/100")
+		t.Run("stock builds on it", func(t *testing.T) {
+			s := startDaemon(t, daemon.Options{Kind: daemon.StockStargz, Config: plainHTTP(reg)})
+			res := build(t, s, client.Solve{Dockerfile: "FROM " + reg.Ref("chunks:2") + "\nRUN cat /small/* | sha256sum && sha256sum /big/1\n"})
+			var small strings.Builder
+			for _, name := range sortedNumbers(100) {
+				small.WriteString("file " + name + "\n")
+			}
+			wantContains(t, "output of stock", res.Output(), digest.FromString(small.String()).Encoded(), digest.FromString(noise(1, 1<<20)).Encoded())
+		})
+	})
+}
+
+// sortedNumbers are 1 to n as a shell sorts them.
+func sortedNumbers(n int) (names []string) {
+	for i := range n {
+		names = append(names, strconv.Itoa(i+1))
+	}
+	slices.Sort(names)
+	return names
+}
+
+// TestExportReservedName has a layer that can't be eStargz.
+func TestExportReservedName(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	for _, name := range []string{"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"} {
+		got := buildFails(t, d, client.Solve{
+			Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN echo x > /" + name + "\n",
+			Outputs:    []string{"type=image,name=" + reg.Ref("never:1") + ",push=true,compression=estargz"},
+		})
+		wantContains(t, "error", got, name, "reserved")
+	}
+}
+
 // TestExportDefault exports without a word about compression: a lazy base stays as it is,
 // new layers are gzip, and no client is surprised.
 func TestExportDefault(t *testing.T) {
@@ -417,6 +527,9 @@ func TestSenselessAttributes(t *testing.T) {
 	}{
 		{"type=image,compression=estargz,oci-mediatypes=false", []string{"compression=estargz", "oci-mediatypes=false"}},
 		{"type=image,compression=estargz,compression-level=77", []string{"compression-level", "77"}},
+		{"type=image,compression=estargz,estargz-chunk-size=1", []string{"estargz-chunk-size=1", "out of range"}},
+		{"type=image,compression=gzip,estargz-chunk-size=1MiB", []string{"estargz-chunk-size", "compression=estargz"}},
+		{"type=image,compression=estargz,estargz-chunks=1", []string{"unknown attribute", "estargz-chunks"}},
 		{"type=image,compression=estargz,compression-level=fast", []string{"compression-level", "fast"}},
 		{"type=image,compression=uncompressed,compression-level=3", []string{"compression-level", "uncompressed"}},
 		{"type=image,compression=snappy", []string{"snappy"}},

@@ -40,6 +40,7 @@ import (
 	"github.com/sirupsen/logrus"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 	"github.com/buildkitd-lazy/buildkitd-lazy/worker"
 )
 
@@ -183,8 +184,8 @@ func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (
 		})
 	}
 	return map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": registry.ResolveCacheExporterFunc(sm, hosts),
-			"local":    local.ResolveCacheExporterFunc(sm),
+			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts)),
+			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm)),
 			"inline":   inline.ResolveCacheExporterFunc(),
 			"gha":      gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier),
 			"s3":       s3.ResolveCacheExporterFunc(),

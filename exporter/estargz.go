@@ -1,0 +1,158 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"strconv"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/compression"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+)
+
+// eStargz is BuildKit's compression type but for the writer. What is eStargz already is taken as it is, whoever wrote it.
+type eStargz struct {
+	compression.Type
+	opt estargz.WriteOptions
+}
+
+// pool bounds what all exports of the daemon take.
+var pool = sync.OnceValue(func() *estargz.Pool { return estargz.NewPool(0) })
+
+func newEStargz(opt estargz.WriteOptions) *eStargz {
+	return &eStargz{Type: compression.EStargz, opt: opt}
+}
+
+// replace puts this writer in the place of BuildKit's, if that is what is asked for.
+func (e *eStargz) replace(c compression.Config) compression.Config {
+	if c.Type == compression.EStargz {
+		c.Type = e
+	}
+	return c
+}
+
+// Compress implements compression.Type.
+func (e *eStargz) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
+	opt := e.opt
+	opt.Level = comp.Level
+	opt.Pool = pool()
+	w := &layerWriter{ctx: ctx, opt: opt}
+	return w.open, w.finalize
+}
+
+// A layerWriter writes one layer; more than once, when BuildKit tries another way to make its tar after the first has failed.
+type layerWriter struct {
+	ctx context.Context
+	opt estargz.WriteOptions
+
+	mu      sync.Mutex
+	written *estargz.Written // the last one
+	err     error
+}
+
+// open implements compression.Compressor.
+func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, error) {
+	t, err := compression.FromMediaType(mediaType)
+	if err != nil {
+		return nil, err
+	}
+	if t != compression.Gzip {
+		return nil, fmt.Errorf("a layer of media type %q can't be eStargz, which is gzip", mediaType)
+	}
+	if err := l.hopeless(); err != nil {
+		return nil, err
+	}
+	r, w := io.Pipe()
+	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		written, err := estargz.Write(l.ctx, dest, r, l.opt)
+		if err != nil {
+			err = fmt.Errorf("write an eStargz layer: %w", err)
+			r.CloseWithError(err) // whoever makes the tar learns why it isn't wanted any more
+		}
+		s.err = err
+		l.set(written, err)
+	}()
+	return s, nil
+}
+
+// hopeless returns the error of a tar that can't be a layer, whichever way it is made.
+func (l *layerWriter) hopeless() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := errors.AsType[*layer.EntryError](l.err); ok && !errors.Is(l.err, io.ErrUnexpectedEOF) {
+		return l.err
+	}
+	return nil
+}
+
+func (l *layerWriter) set(written estargz.Written, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.written, l.err = &written, err
+}
+
+// finalize implements compression.Finalizer: it says what the blob that was written last is, in labels and annotations as BuildKit's
+// own writer does.
+func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
+	l.mu.Lock()
+	written, err := l.written, l.err
+	l.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if written == nil {
+		return nil, errors.New("no eStargz layer has been written")
+	}
+	info, err := cs.Info(ctx, written.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("eStargz layer %s: %w", written.Digest, err)
+	}
+	info.Labels = maps.Clone(info.Labels)
+	if info.Labels == nil {
+		info.Labels = map[string]string{}
+	}
+	// What is there is the digest of the tar without the TOC.
+	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
+	if _, err := cs.Update(ctx, info, "labels."+labels.LabelUncompressed); err != nil {
+		return nil, fmt.Errorf("label eStargz layer %s: %w", written.Digest, err)
+	}
+	annotations := map[string]string{
+		labels.LabelUncompressed:               written.DiffID.String(),
+		stargz.StoreUncompressedSizeAnnotation: strconv.FormatInt(written.TarSize, 10),
+	}
+	if written.Lossy == "" {
+		annotations[stargz.TOCJSONDigestAnnotation] = written.TOCDigest.String()
+	} else {
+		// With the annotation, readers would show the file under another name.
+		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
+			Warn("a layer that holds names which aren't UTF-8 can't be pulled lazily; it is exported without the annotation that says it can")
+	}
+	return annotations, nil
+}
+
+// A layerStream is where the tar of a layer goes.
+type layerStream struct {
+	*io.PipeWriter
+	done chan struct{}
+	err  error // once done
+}
+
+// Close waits until the layer is written, or has failed; nothing is written to it afterwards.
+func (s *layerStream) Close() error {
+	if err := s.PipeWriter.Close(); err != nil {
+		return err
+	}
+	<-s.done
+	return s.err
+}
