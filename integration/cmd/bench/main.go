@@ -22,6 +22,9 @@
 // Filled is the same for ours as the local build is for stock overlayfs: a step has read every file before, and nothing goes over the
 // link any more. Then the page cache is dropped, and the build made once more with nothing cached.
 //
+// With -export it measures instead how long an image takes that has been built, to be written as layers into the content store: ours as
+// eStargz, stock BuildKit as eStargz, gzip and zstd. Memory is the daemon's peak over what it took before.
+//
 // Base images are kept in the user's cache directory (BUILDKITD_LAZY_BENCH_CACHE replaces it); making the Debian one
 // takes some minutes. Everything else goes when the bench ends or is interrupted. With -json the file is rewritten after each
 // measurement, so an interrupted bench leaves its figures.
@@ -90,6 +93,9 @@ func run(ctx context.Context, p plan) (err error) {
 		return err
 	}
 	defer remove()
+	if p.export {
+		return exports(ctx, p, work, os.Stdout)
+	}
 	st, err := openStore(ctx, p)
 	if err != nil {
 		return err

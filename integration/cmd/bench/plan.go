@@ -40,6 +40,7 @@ type plan struct {
 	tls         string // what the registry speaks over TLS; "" for plain HTTP
 	json        string
 	lock        string
+	export      bool // measure exports, and nothing else
 }
 
 // parse makes a plan of the command line.
@@ -55,6 +56,7 @@ func parse(args []string) (plan, error) {
 	timeout := fs.Duration("timeout", 10*time.Minute, "a build that takes longer has failed")
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
 	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
+	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -runs, -timeout and -lock count")
 	if err := fs.Parse(args); err != nil {
 		return plan{}, err
 	}
@@ -80,7 +82,7 @@ func parse(args []string) (plan, error) {
 			}
 		}
 	}
-	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock}
+	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export}
 	self := func(s string) string { return s }
 	var errs [5]error
 	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })
