@@ -17,17 +17,42 @@ type Pool struct {
 	// room is for as many bytes of tars as keep the CPUs busy while a large frame holds up the small ones behind it.
 	room        *semaphore.Weighted
 	size, share int64
+
+	mu   sync.Mutex
+	jobs int
+	// free are buffers that nobody uses, by the room that they have, and kept how much that is in all. A sync.Pool
+	// would keep as many again, and go on to do so for a while when there are no jobs any more.
+	free map[int][][]byte
+	kept int64
 }
 
-// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. For each there are two chunks of [DefaultChunkSize] of a tar and what they are
-// compressed to, 20 MiB with the room that is left.
+// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. There is a chunk of [DefaultChunkSize] of a tar for each, and two more, and as
+// much again for what they are compressed to.
 func NewPool(cpus int) *Pool {
 	if cpus <= 0 {
 		cpus = runtime.GOMAXPROCS(0)
 	}
-	frames := 2*int64(cpus) + 2
-	size := frames * (DefaultChunkSize + frameSlack)
-	return &Pool{cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(size), size: size, share: size / frames}
+	frames := int64(cpus) + 2
+	share := int64(DefaultChunkSize + frameSlack)
+	return &Pool{
+		cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(frames * share), size: frames * share, share: share,
+		free: map[int][][]byte{},
+	}
+}
+
+// begin is called at the beginning of a job, and what it returns at its end.
+func (p *Pool) begin() (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.jobs++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.jobs--; p.jobs == 0 {
+			clear(p.free)
+			p.kept = 0
+		}
+	}
 }
 
 // frame waits for room for a frame of up to limit bytes of a tar, of which size are expected. Who has one must not wait for another
@@ -39,14 +64,14 @@ func (p *Pool) frame(ctx context.Context, size, limit int) (*frame, error) {
 		return nil, context.Cause(ctx)
 	}
 	return &frame{
-		tar: getBuffer(size), limit: limit, room: room,
+		tar: p.get(size), limit: limit, room: room,
 		packed: make(chan struct{}), hashed: make(chan struct{}),
 	}, nil
 }
 
 func (p *Pool) release(f *frame) {
-	putBuffer(f.tar)
-	putBuffer(f.gz)
+	p.put(f.tar)
+	p.put(f.gz)
 	p.room.Release(f.room)
 }
 
@@ -81,8 +106,8 @@ const (
 
 func (r *record) payload(f *frame) []byte { return f.tar[r.start:][:r.size] }
 
-// pack compresses the frame, and computes the digests of its chunks.
-func (f *frame) pack(level int) (err error) {
+// pack compresses the frame into a buffer of the pool, and computes the digests of its chunks.
+func (f *frame) pack(p *Pool, level int) (err error) {
 	for i := range f.records {
 		r := &f.records[i]
 		if r.size == 0 {
@@ -95,7 +120,7 @@ func (f *frame) pack(level int) (err error) {
 		}
 	}
 	// What can't be compressed grows by 5 bytes in 64 KiB.
-	f.gz, err = deflate(getBuffer(len(f.tar)+len(f.tar)>>10+512), f.tar, level)
+	f.gz, err = deflate(p.get(len(f.tar)+len(f.tar)>>10+512), f.tar, level)
 	return err
 }
 
@@ -113,11 +138,10 @@ func levelFor(p []byte) (int, error) {
 	if len(p) > sampleSize {
 		p = p[(len(p)-sampleSize)/2:][:sampleSize]
 	}
-	gz, err := deflate(getBuffer(0), p, sampleLevel)
+	gz, err := deflate(nil, p, sampleLevel)
 	if err != nil {
 		return 0, err
 	}
-	defer putBuffer(gz)
 	if len(gz) < len(p)/2 {
 		return fast, nil
 	}
@@ -167,30 +191,31 @@ func (d *deflater) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// buffers holds those that nobody uses, by the room that they have: a frame of small files must not take the place that one of a
-// large one needs. There are four sizes between one power of two and the next.
-var buffers [4 * bits.UintSize]sync.Pool
-
+// leastBuffer is for the frames of small files.
 const leastBuffer = 64 << 10
 
-func getBuffer(size int) []byte {
+// get returns an empty buffer with room for so many bytes. There are eight sizes between one power of two and the next.
+func (p *Pool) get(size int) []byte {
 	size = max(size, leastBuffer)
-	step := 1 << (bits.Len(uint(size-1)) - 3)
+	step := 1 << (bits.Len(uint(size-1)) - 4)
 	size = (size + step - 1) / step * step
-	if b, ok := buffers[classOf(size)].Get().(*[]byte); ok {
-		return (*b)[:0]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if free := p.free[size]; len(free) > 0 {
+		b := free[len(free)-1]
+		p.free[size] = free[:len(free)-1]
+		p.kept -= int64(size)
+		return b
 	}
 	return make([]byte, 0, size)
 }
 
-func putBuffer(b []byte) {
-	if cap(b) >= leastBuffer {
-		buffers[classOf(cap(b))].Put(&b)
+// put takes a buffer back that nobody uses any more.
+func (p *Pool) put(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if size := int64(cap(b)); size > 0 && p.kept+size <= p.size {
+		p.free[cap(b)] = append(p.free[cap(b)], b[:0])
+		p.kept += size
 	}
-}
-
-// classOf is the largest of the sizes that aren't above a buffer's.
-func classOf(size int) int {
-	log := bits.Len(uint(size)) - 1
-	return 4*log + size>>(log-2)&3
 }

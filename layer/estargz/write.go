@@ -71,6 +71,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err := opt.complete(); err != nil {
 		return Written{}, err
 	}
+	defer opt.Pool.begin()()
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	j := &job{
@@ -160,7 +161,7 @@ func (j *job) send(f *frame) {
 			return // the job has failed
 		}
 		defer j.pool.cpus.Release(1)
-		if err := f.pack(j.level); err != nil {
+		if err := f.pack(j.pool, j.level); err != nil {
 			j.fail(fmt.Errorf("compress: %w", err))
 		}
 	}()

@@ -239,11 +239,11 @@ func tocLines(t *testing.T, b blob) (lines []string) {
 // What a blob is doesn't depend on how many CPUs make it, on how the tar comes, or on what was written before.
 func TestWriteIsDeterministic(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	in := layertest.Tar(t, layertest.Random(r, 400)...)
+	in := layertest.Tar(t, layertest.Random(r, 100)...)
 	for name, opt := range options {
 		t.Run(name, func(t *testing.T) {
 			want, w := written(t, in, opt)
-			for _, cpus := range []int{1, 2, 3, 16} {
+			for _, cpus := range []int{1, 3, 16} {
 				opt := opt
 				opt.Pool = estargz.NewPool(cpus)
 				var b bytes.Buffer
@@ -518,7 +518,7 @@ func (w *failingWriter) Write(p []byte) (int, error) {
 func endless(t *testing.T) io.Reader {
 	t.Helper()
 	var readers []io.Reader
-	part := layertest.Tar(t, file("a", noise(1, 300_000)), file("b", noise(2, 100)), file("c", noise(3, 9_000_000)))
+	part := layertest.Tar(t, file("a", noise(1, 300_000)), file("b", noise(2, 100)), file("c", strings.Repeat(noise(3, 90_000), 100)))
 	part = part[:len(part)-1024]
 	for range 40 {
 		readers = append(readers, bytes.NewReader(part))
@@ -543,7 +543,7 @@ func TestWriteFails(t *testing.T) {
 			want = stop
 			r, w := io.Pipe()
 			go func() {
-				io.CopyN(w, endless(t), int64(i)*1_000_000)
+				_, _ = io.CopyN(w, endless(t), int64(i)*1_000_000) // it fails once nobody reads any more
 				cancel(stop)
 				w.CloseWithError(stop)
 			}()
@@ -595,7 +595,7 @@ func TestWriteMemory(t *testing.T) {
 	before := m.HeapAlloc
 	errs := make(chan error)
 	for range 3 {
-		in := zeros(t, 256<<20)
+		in := zeros(t, 96<<20)
 		go func() {
 			_, err := estargz.Write(t.Context(), io.Discard, in, estargz.WriteOptions{Pool: pool, Level: new(1)})
 			errs <- err
@@ -615,6 +615,6 @@ func TestWriteMemory(t *testing.T) {
 		}
 	}
 	if peak > 128<<20 {
-		t.Errorf("768 MiB in three layers took %d MiB", peak>>20)
+		t.Errorf("288 MiB in three layers took %d MiB", peak>>20)
 	}
 }
