@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
@@ -120,7 +121,7 @@ func (f *frame) pack(p *Pool, level int) (err error) {
 		}
 	}
 	// What can't be compressed grows by 5 bytes in 64 KiB.
-	f.gz, err = deflate(p.get(len(f.tar)+len(f.tar)>>10+512), f.tar, level)
+	f.gz, err = deflate(p.get(len(f.tar)+len(f.tar)>>10+512), level, f.tar)
 	return err
 }
 
@@ -138,7 +139,7 @@ func levelFor(p []byte) (int, error) {
 	if len(p) > sampleSize {
 		p = p[(len(p)-sampleSize)/2:][:sampleSize]
 	}
-	gz, err := deflate(nil, p, sampleLevel)
+	gz, err := deflate(nil, sampleLevel, p)
 	if err != nil {
 		return 0, err
 	}
@@ -148,10 +149,10 @@ func levelFor(p []byte) (int, error) {
 	return thorough, nil
 }
 
-// deflate appends a gzip stream to a buffer. The same bytes make the same stream, whatever was compressed before.
-func deflate(to, p []byte, level int) (_ []byte, err error) {
+// deflate appends a gzip stream to a buffer. The same pieces make the same stream, whatever was compressed before.
+func deflate(to []byte, level int, pieces ...[]byte) (_ []byte, err error) {
 	if level == defaultLevel {
-		if level, err = levelFor(p); err != nil {
+		if level, err = levelFor(slices.MaxFunc(pieces, func(a, b []byte) int { return len(a) - len(b) })); err != nil {
 			return nil, err
 		}
 	}
@@ -165,8 +166,10 @@ func deflate(to, p []byte, level int) (_ []byte, err error) {
 	}
 	d.out = to
 	d.gz.Reset(d)
-	if _, err := d.gz.Write(p); err != nil {
-		return nil, err
+	for _, p := range pieces {
+		if _, err := d.gz.Write(p); err != nil {
+			return nil, err
+		}
 	}
 	if err := d.gz.Close(); err != nil {
 		return nil, err

@@ -77,21 +77,13 @@ func (x *index) finish(sums []digest.Digest) []byte {
 	return b
 }
 
-// tarOfTOC is the TOC as it stands in a blob, before it's compressed.
-func tarOfTOC(json []byte) ([]byte, error) {
+// aroundTOC is what stands in front of the JSON and behind it, in the tar that a blob has it in.
+func aroundTOC(size int) (head, tail []byte, err error) {
 	var b bytes.Buffer
-	b.Grow(len(json) + 4*512)
-	tw := tar.NewWriter(&b)
-	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: tocName, Size: int64(len(json))}); err != nil {
-		return nil, fmt.Errorf("table of contents: %w", err)
+	if err := tar.NewWriter(&b).WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: tocName, Size: int64(size)}); err != nil {
+		return nil, nil, fmt.Errorf("table of contents: %w", err)
 	}
-	if _, err := tw.Write(json); err != nil {
-		return nil, fmt.Errorf("table of contents: %w", err)
-	}
-	if err := tw.Close(); err != nil {
-		return nil, fmt.Errorf("table of contents: %w", err)
-	}
-	return b.Bytes(), nil
+	return b.Bytes(), make([]byte, -size&511+2*512), nil
 }
 
 // footerOf is the footer of a blob whose TOC is at an offset: see parseFooter.

@@ -231,13 +231,15 @@ func (j *job) output(p []byte) error {
 // finish writes the TOC, and the footer that says where it is.
 func (j *job) finish() (digest.Digest, error) {
 	json := j.toc.finish(j.sums)
-	tar, err := tarOfTOC(json)
+	head, tail, err := aroundTOC(len(json))
 	if err != nil {
 		return "", err
 	}
-	j.tar.Write(tar)
-	j.tarSize += int64(len(tar))
-	gz, err := deflate(nil, tar, j.level)
+	for _, p := range [][]byte{head, json, tail} {
+		j.tar.Write(p)
+		j.tarSize += int64(len(p))
+	}
+	gz, err := deflate(nil, j.level, head, json, tail)
 	if err != nil {
 		return "", fmt.Errorf("compress the table of contents: %w", err)
 	}
