@@ -131,7 +131,7 @@ func writeOptions(attrs map[string]string) (opt estargz.WriteOptions, err error)
 		if n < a.least || n > estargz.MaxChunkSize {
 			return opt, fmt.Errorf("%s=%s is out of range: want %d to %d bytes", a.key, v, a.least, int64(estargz.MaxChunkSize))
 		}
-		*a.to = max(n, 1) // 0 would be the default
+		*a.to = n
 	}
 	return opt, nil
 }

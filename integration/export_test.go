@@ -217,9 +217,9 @@ func TestExportChunkSizes(t *testing.T) {
 		frames, chunks int // of the last layer, 100 small files; and of the one with 300,000 random bytes
 		large          int
 	}{
-		{"", 2, 100, 2}, // of 64 KiB, with the headers
-		{",estargz-min-chunk-size=0", 100, 100, 2},
-		{",estargz-chunk-size=64k", 2, 100, 6},
+		{"", 100, 100, 2},
+		{",estargz-min-chunk-size=64k", 2, 100, 2}, // with the headers
+		{",estargz-chunk-size=64k", 100, 100, 6},
 		{",estargz-chunk-size=64k,estargz-min-chunk-size=200k", 1, 100, 6},
 	} {
 		t.Run(c.attrs, func(t *testing.T) {
@@ -245,7 +245,7 @@ func TestExportChunkSizes(t *testing.T) {
 		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
 		build(t, d, client.Solve{
 			Dockerfile: dockerfile,
-			Outputs:    []string{"type=image,name=" + reg.Ref("chunks:2") + ",push=true,force-compression=true,compression=estargz,estargz-chunk-size=64k"},
+			Outputs:    []string{"type=image,name=" + reg.Ref("chunks:2") + ",push=true,force-compression=true,compression=estargz,estargz-chunk-size=64k,estargz-min-chunk-size=64k"},
 		})
 		files := wantEStargz(t, pull(t, reg, "chunks:2"))
 		wantFile(t, files, "small/100")

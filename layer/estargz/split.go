@@ -32,6 +32,8 @@ const (
 	landmarkContent = "\x0f"
 	// frameSlack is room for headers behind the last payload of a frame.
 	frameSlack = 64 << 10
+	// usualMinChunk is up to which minimal chunk size there is room from the beginning for all that goes into a frame.
+	usualMinChunk = 64 << 10
 
 	xattrRecord  = "SCHILY.xattr."
 	sparseRecord = "GNU.sparse."
@@ -272,7 +274,7 @@ func (f *frame) hasPayload() bool {
 
 // open begins a frame.
 func (s *splitter) open(n int64) (err error) {
-	n = max(n, 2*min(s.minChunk, DefaultMinChunkSize)) + frameSlack
+	n = max(n, 2*min(s.minChunk, usualMinChunk)) + frameSlack
 	s.frame, err = s.pool.frame(s.ctx, int(n), int(max(n, 2*s.minChunk+frameSlack)))
 	return err
 }

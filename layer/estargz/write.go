@@ -19,8 +19,9 @@ type WriteOptions struct {
 	// ChunkSize is how many bytes of a file are a chunk, up to [MaxChunkSize]. 0 is [DefaultChunkSize].
 	ChunkSize int64
 	// MinChunkSize is how many bytes of the tar a frame has at least, if files are small: it is filled up with those that follow,
-	// as long as that doesn't make it larger than twice the size. 0 is [DefaultMinChunkSize], 1 gives each chunk a frame
-	// of its own. It's at most MaxChunkSize.
+	// as long as that doesn't make it larger than twice the size. With 0, each chunk has a frame of its own: VerifyTOC, of
+	// stargz-snapshotter's library, takes shared ones for a mistake. Its readers know them since v0.13.0, of November 2022. It's at most
+	// MaxChunkSize.
 	MinChunkSize int64
 	// Pool is what is shared with other writers. Nil is one for all CPUs.
 	Pool *Pool
@@ -31,9 +32,6 @@ const (
 	DefaultChunkSize = 4 << 20
 	// MaxChunkSize bounds how much of a tar must be in memory at once.
 	MaxChunkSize = 64 << 20
-	// DefaultMinChunkSize gives most of what there is to win: layers of small files are 10 % smaller than with a frame for each.
-	// Stargz-snapshotter knows frames of several files since v0.13.0, of November 2022.
-	DefaultMinChunkSize = 64 << 10
 
 	defaultLevel = -1 // see levelFor
 	minLevel     = -2
@@ -114,13 +112,11 @@ func (o *WriteOptions) complete() error {
 	if o.ChunkSize == 0 {
 		o.ChunkSize = DefaultChunkSize
 	}
-	if o.MinChunkSize == 0 {
-		o.MinChunkSize = DefaultMinChunkSize
+	if o.ChunkSize < 1 || o.ChunkSize > MaxChunkSize {
+		return fmt.Errorf("chunk size of %d bytes: want 1 to %d", o.ChunkSize, MaxChunkSize)
 	}
-	for what, size := range map[string]int64{"chunk size": o.ChunkSize, "minimal chunk size": o.MinChunkSize} {
-		if size < 1 || size > MaxChunkSize {
-			return fmt.Errorf("%s of %d bytes: want 1 to %d", what, size, MaxChunkSize)
-		}
+	if o.MinChunkSize < 0 || o.MinChunkSize > MaxChunkSize {
+		return fmt.Errorf("minimal chunk size of %d bytes: want 0 to %d", o.MinChunkSize, MaxChunkSize)
 	}
 	if o.Pool == nil {
 		o.Pool = NewPool(0)
