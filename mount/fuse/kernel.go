@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 const (
@@ -131,6 +133,25 @@ func greet(target string) {
 	}
 	defer unix.Close(fd)
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+}
+
+// unflushed has the kernel learn that there is no flush, which it asks for once, when the first file is closed. A process that is killed
+// while it has a file of its own mount open, as a daemon that digests a step's files does, would ask when it can't answer any more, and
+// wait for itself for ever, with all that its descriptors keep open.
+func unflushed(target string, l *layer.Layer) {
+	for i := range uint32(l.NumInodes()) {
+		if in := l.Inode(i); !in.IsRegular() {
+			continue
+		}
+		path, ok := l.Path(i)
+		if !ok {
+			continue
+		}
+		if fd, err := unix.Open(filepath.Join(target, path), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0); err == nil {
+			unix.Close(fd)
+			return
+		}
+	}
 }
 
 // unmount detaches the mount and ends the connection, whoever uses it: requests that wait fail, and so do all that follow. It's no error if

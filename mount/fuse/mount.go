@@ -111,6 +111,7 @@ func (d *Door) serve(opt MountOptions) (*Mount, error) {
 	}()
 	m.conn.number = connectionNumber(opt.Target)
 	greet(opt.Target)
+	unflushed(opt.Target, opt.Layer)
 	return m, nil
 }
 
