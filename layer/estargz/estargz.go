@@ -39,6 +39,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
 // Options of [Open] and [Parse].
@@ -67,7 +68,7 @@ type Blob struct {
 }
 
 // NoLandmark is the [Blob.Prefetch] of a blob without landmarks.
-const NoLandmark = -1
+const NoLandmark = toc.NoLandmark
 
 // Open opens a blob of the given size. It calls r.ReadAt once, and a second time for what lacks of a TOC
 // that is larger than the guess. The Layer doesn't use r.
@@ -140,20 +141,14 @@ var (
 	// ErrFooter is a blob that doesn't end as an eStargz layer does: it's of another format.
 	ErrFooter = fmt.Errorf("no eStargz footer: %w", fs.ErrInvalid)
 	// ErrTOC is a TOC that can't be understood.
-	ErrTOC = fmt.Errorf("table of contents: %w", fs.ErrInvalid)
+	ErrTOC = toc.Err
 	// ErrExternalTOC is a blob whose TOC stands elsewhere. The caller may get it and open the blob again.
 	ErrExternalTOC = errors.New("the table of contents is in another blob")
 	// ErrUnverifiable is a layer with content for which the TOC has no SHA-256.
-	ErrUnverifiable = fmt.Errorf("no SHA-256 in the table of contents: %w", fs.ErrInvalid)
+	ErrUnverifiable = toc.ErrUnverifiable
 	// ErrLossy is a TOC with names from which bytes that aren't UTF-8 have gone: only the tar knows them.
-	ErrLossy = fmt.Errorf("not UTF-8: %w", fs.ErrInvalid)
+	ErrLossy = toc.ErrLossy
 )
 
 // A DigestError is a TOC other than the expected one.
-type DigestError struct {
-	Want, Got digest.Digest
-}
-
-func (e *DigestError) Error() string {
-	return fmt.Sprintf("table of contents: digest mismatch: want %s, got %s", e.Want, e.Got)
-}
+type DigestError = toc.DigestError

@@ -1,4 +1,4 @@
-package estargz
+package toc
 
 import (
 	"crypto/sha256"
@@ -13,7 +13,8 @@ import (
 )
 
 // An entry is one of the TOC. Its byte slices are parts of the buffer that it was read from. What the fields mean
-// is said at estargz.TOCEntry in stargz-snapshotter; those that aren't here change nothing in a layer.
+// is said at estargz.TOCEntry in stargz-snapshotter, and of chunkType at minimal.FileMetadata in Podman's storage library; those that
+// aren't here change nothing in a layer.
 type entry struct {
 	kind                   kind
 	name, linkName         []byte
@@ -26,6 +27,7 @@ type entry struct {
 	offset, innerOffset    int64
 	chunkOffset, chunkSize int64
 	digest, chunkDigest    hash
+	zeros                  bool
 }
 
 type kind uint32
@@ -62,6 +64,17 @@ func parseKind(s []byte) (kind, error) {
 		return chunk, nil
 	}
 	return 0, fmt.Errorf("type %.20q", s)
+}
+
+// parseChunkType reports whether a chunk is one of zeros.
+func parseChunkType(s []byte) (zeros bool, err error) {
+	switch string(s) {
+	case "":
+		return false, nil
+	case "zeros":
+		return true, nil
+	}
+	return false, fmt.Errorf("chunk type %.20q", s)
 }
 
 // A hash is a SHA-256, if the TOC has one.
@@ -136,6 +149,11 @@ func (e *entry) field(c *cursor, key []byte) (err error) {
 		e.chunkSize, err = c.int()
 	case "chunkDigest":
 		e.chunkDigest, err = digestOf(c)
+	case "chunkType":
+		var s []byte
+		if s, err = c.string(); err == nil {
+			e.zeros, err = parseChunkType(s)
+		}
 	default:
 		err = c.skip(0)
 	}
@@ -157,7 +175,9 @@ func (e *entry) modTime(c *cursor) error {
 	if err := t.UnmarshalText(s); err != nil {
 		return fmt.Errorf("modtime %.40q", s)
 	}
-	e.mtime, e.mtimeNsec = t.Unix(), uint32(t.Nanosecond())
+	if !t.IsZero() { // which old versions of Podman's writer put for it
+		e.mtime, e.mtimeNsec = t.Unix(), uint32(t.Nanosecond())
+	}
 	return nil
 }
 
