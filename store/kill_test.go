@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -51,6 +52,10 @@ func child(root string) error {
 		return err
 	}
 	os.Stdout.WriteString("open\n")
+	// Until the other process has seen that it can't have the root: on a busy machine all is written before.
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
 	for n, i := range rand.Perm(len(fx.model.Chunks)) {
 		if err := l.WriteChunk(fx.verified(i)); err != nil {
 			return err
@@ -76,6 +81,10 @@ func TestKilledAtRandomMoments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -85,6 +94,9 @@ func TestKilledAtRandomMoments(t *testing.T) {
 		}
 		if _, err := Open(root, Options{}); !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), fmt.Sprint("pid ", cmd.Process.Pid)) {
 			t.Fatalf("two processes: %v", err)
+		}
+		if err := in.Close(); err != nil {
+			t.Fatal(err)
 		}
 		timer := time.AfterFunc(time.Duration(rand.IntN(120_000))*time.Microsecond, func() { _ = cmd.Process.Kill() })
 		written := map[int]bool{}
