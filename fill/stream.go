@@ -13,6 +13,10 @@ import (
 // maxStrays is how many frames may be touched out of order until nobody is thought to read an image from one end to the other.
 const maxStrays = 64
 
+// firstSweep is how many bytes are swept, if the link doesn't carry more in a few round trips, before any of them have been read. From then on
+// as many as have been are expected to be, besides.
+const firstSweep = 2 << 20
+
 // streams reports whether a run is one that leaves nothing out, file after file.
 func (f *Filler) streams(r *run) bool {
 	span := f.layer.Frames[r.last].End() - f.layer.Frames[r.first].Offset
@@ -61,13 +65,17 @@ func (s *Scheduler) sweepImage() bool {
 	image := s.reader.image()
 	var room, used, size int64
 	streamed := 0
+	trust := max(4*s.est.bdp(), firstSweep)
 	for _, f := range image {
 		room += f.streamed - f.guessed[swept] // as much again
+		trust += f.right[swept] - f.guessed[swept]
 		used, size = used+f.used, size+f.size
 		if f.streamed > 0 {
 			streamed++
 		}
 	}
+	// Who reads whole directories in an order of their own, as compilers read packages, looks the same for a while.
+	room = min(room, trust)
 	all := streamed > 1 && used >= size/2 // which is no directory of it
 	for _, f := range image {
 		// Many files that are small don't make a request each.

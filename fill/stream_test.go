@@ -149,3 +149,25 @@ func TestDemandIsNotDelayedBySweep(t *testing.T) {
 		<-done
 	})
 }
+
+// A compiler reads all of one directory, then of another somewhere else. What is read ahead of it in an order that it hasn't isn't more for that.
+func TestWhoReadsDirectoriesInNoOrderIsNotSweptFor(t *testing.T) {
+	const dirs, files = 400, 30
+	im := imageOf(t, 4<<20, many(dirs*files, 10_000)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := stack(t, dsl(), SchedulerOptions{}, im)[0]
+		defer b.s.Close()
+		for k := range dirs / 8 {
+			dir := k * 147 % dirs
+			for i := dir * files; i < (dir+1)*files; i++ {
+				b.readFile(t, i)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		b.s.mu.Lock()
+		defer b.s.mu.Unlock()
+		if n, right := b.guessed[swept], b.right[swept]; n > 4<<20 {
+			t.Errorf("swept %d bytes in vain, and %d that were read", n, right)
+		}
+	})
+}
