@@ -12,6 +12,7 @@ import (
 // of a directory one after the other. Where frames are contiguous, files of a directory mostly are too.
 type run struct {
 	first, last int   // frames touched
+	latest      int   // of them
 	ahead       int   // what is before this frame is in the sink, on its way or not worth it
 	bytes       int64 // of the frames touched
 	touches     int
@@ -129,7 +130,7 @@ func (f *Filler) follow(i int) *run {
 		case i < r.first && frames[r.first].Offset-frames[i].End() > reach,
 			i > r.last && i >= r.ahead && frames[i].Offset-frames[r.last].End() > reach:
 			continue
-		case i == r.last+1:
+		case i == r.last+1 && (i == r.latest+1 || frames[i].Size <= light):
 			r.strict++
 			if file, _ := f.fileAround(i); file.first == i {
 				r.files++
@@ -137,7 +138,7 @@ func (f *Filler) follow(i int) *run {
 		case i > r.last:
 			r.strict, r.files = 0, 0
 		}
-		r.first, r.last = min(r.first, i), max(r.last, i)
+		r.first, r.last, r.latest = min(r.first, i), max(r.last, i), i
 		r.bytes += frames[i].Size
 		r.touches++
 		f.runs = append(slices.Delete(f.runs, k, k+1), r)
@@ -146,7 +147,7 @@ func (f *Filler) follow(i int) *run {
 	if len(f.runs) == maxRuns {
 		f.runs = slices.Delete(f.runs, 0, 1)
 	}
-	r := &run{first: i, last: i, ahead: i + 1, bytes: frames[i].Size, touches: 1}
+	r := &run{first: i, last: i, latest: i, ahead: i + 1, bytes: frames[i].Size, touches: 1}
 	f.runs = append(f.runs, r)
 	return r
 }
@@ -167,7 +168,11 @@ func (f *Filler) widen(r *run, i int) {
 			f.want(file.end-1, file.end, strict, anySize) // where the dynamic section is
 		}
 		if t := f.touchedOf(file); n > 1 && (t >= 2 && n <= program || n <= maxLook && 3*t >= 2*n) {
-			f.want(file.first, file.end, strict, anySize)
+			why := strict
+			if f.binary.has(file.first) {
+				why = linked // its loader has been there
+			}
+			f.want(file.first, file.end, why, anySize)
 		}
 		if r.strict == 0 {
 			return
