@@ -57,6 +57,25 @@ func (s *Snapshotter) Expect(dir string, files [][]string) {
 	}
 }
 
+// ExpectIn is Expect for images that have a layer which is open.
+func (s *Snapshotter) ExpectIn(layer digest.Digest, files [][]string) {
+	if l := s.door.opened(layer); l != nil {
+		l.filler.Expect(files)
+	}
+}
+
+// opened returns an open layer by the digest of its blob, or nil.
+func (e *engine) opened(blob digest.Digest) *served {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, s := range e.layers {
+		if key.Blob == blob && s.opened() {
+			return s
+		}
+	}
+	return nil
+}
+
 // at returns the layer that is mounted at dir, or nil.
 func (e *engine) at(dir string) *served {
 	if !filepath.IsAbs(dir) {

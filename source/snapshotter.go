@@ -37,6 +37,9 @@ type SnapshotterOptions struct {
 	// Registry returns how to fetch blobs of an image's repository with the credentials of a build. Without it, layers
 	// are forgotten at a restart.
 	Registry func(ref string) func(session.Group) content.Provider
+	// Expect, if not nil, is told what was expected of an image when its topmost lazy layer, which it names, has been mounted. It must
+	// not wait.
+	Expect func(layer digest.Digest, files [][]string)
 }
 
 // Snapshotter carries out the plans of image sources when BuildKit's cache
@@ -46,6 +49,7 @@ type Snapshotter struct {
 	opt       SnapshotterOptions
 	plans     plans
 	origins   origins
+	expected  expectations
 	restoring atomic.Bool
 }
 
@@ -133,6 +137,7 @@ func (s *Snapshotter) mount(ctx context.Context, p *plan, i int, key, parent str
 	done(nil)
 	if cerrdefs.IsAlreadyExists(err) {
 		s.opt.Reporter.Opened(l.desc.Digest, formatEStargz)
+		s.mounted(p, i)
 		return err
 	}
 	if context.Cause(ctx) != nil {

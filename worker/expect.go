@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"path"
 	"strings"
 
@@ -62,7 +63,37 @@ func programsOf(meta bkexecutor.Meta) (files [][]string) {
 		}
 		files = append(files, paths)
 	}
-	return files
+	return append(files, localesOf(meta.Env)...)
+}
+
+// charsets are where glibc keeps the list of its character sets, by the way it is installed.
+var charsets = []string{
+	"usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache", "usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache", "usr/lib64/gconv/gconv-modules.cache",
+}
+
+// localesOf returns what programs read at their start, of whatever kind they are, to find out how to write to their users: of
+// their character set the description and, to load it, the list, and the time zone. Without a locale nothing is read of the first two.
+func localesOf(env []string) [][]string {
+	value := map[string]string{}
+	for _, v := range env {
+		name, is, _ := strings.Cut(v, "=")
+		value[name] = is
+	}
+	files := [][]string{{"etc/localtime"}}
+	locale := cmp.Or(value["LC_ALL"], value["LC_CTYPE"], value["LANG"])
+	if locale == "" || locale == "C" || locale == "POSIX" || strings.Contains(locale, "/") {
+		return files
+	}
+	names := []string{locale}
+	if name, charset, ok := strings.Cut(locale, "."); ok {
+		// As setlocale does it: C.UTF-8 is in C.utf8.
+		names = append(names, name+"."+strings.ToLower(strings.ReplaceAll(charset, "-", "")))
+	}
+	var paths []string
+	for _, name := range names {
+		paths = append(paths, "usr/lib/locale/"+name+"/LC_CTYPE")
+	}
+	return append(files, paths, charsets)
 }
 
 // inRoot returns a path as one below the root.

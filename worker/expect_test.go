@@ -31,7 +31,7 @@ func TestCommandsOf(t *testing.T) {
 }
 
 func TestProgramsOf(t *testing.T) {
-	user := [][]string{{"etc/passwd"}, {"etc/group"}}
+	user, zone := [][]string{{"etc/passwd"}, {"etc/group"}}, [][]string{{"etc/localtime"}}
 	for name, c := range map[string]struct {
 		meta bkexecutor.Meta
 		want [][]string
@@ -55,8 +55,30 @@ func TestProgramsOf(t *testing.T) {
 		"nothing": {bkexecutor.Meta{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, want := programsOf(c.meta), slices.Concat(user, c.want); !reflect.DeepEqual(got, want) {
+			if got, want := programsOf(c.meta), slices.Concat(user, c.want, zone); !reflect.DeepEqual(got, want) {
 				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestLocalesOf(t *testing.T) {
+	zone := []string{"etc/localtime"}
+	for name, c := range map[string]struct {
+		env  []string
+		want [][]string
+	}{
+		"none":    {[]string{"HOME=/"}, [][]string{zone}},
+		"C":       {[]string{"LANG=de_DE.UTF-8", "LC_ALL=C"}, [][]string{zone}},
+		"C.UTF-8": {[]string{"LANG=C.UTF-8"}, [][]string{zone, {"usr/lib/locale/C.UTF-8/LC_CTYPE", "usr/lib/locale/C.utf8/LC_CTYPE"}, charsets}},
+		"LC_ALL before LC_CTYPE before LANG": {
+			[]string{"LANG=a", "LC_ALL=b", "LC_CTYPE=c"}, [][]string{zone, {"usr/lib/locale/b/LC_CTYPE"}, charsets},
+		},
+		"a path": {[]string{"LANG=../../../etc"}, [][]string{zone}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := localesOf(c.env); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
 			}
 		})
 	}

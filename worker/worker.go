@@ -135,6 +135,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			LeaseManager: wopt.LeaseManager,
 			Reporter:     w.reporter,
 			Registry:     registryOf(hosts, opt.SessionManager),
+			Expect:       w.expectIn,
 		})
 		if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
 			return nil, err
