@@ -27,6 +27,9 @@ const (
 	LabelSizes = "containerd.io/snapshot/remote/buildkitd-lazy.sizes"
 	// LabelTOCs lists the TOC digests of LabelLayers, in that order.
 	LabelTOCs = "containerd.io/snapshot/remote/buildkitd-lazy.tocs"
+	// LabelFormats lists the formats of LabelLayers, in that order: FormatEStargz, or what FormatLabel returns. Without it, layers are
+	// eStargz.
+	LabelFormats = "containerd.io/snapshot/remote/buildkitd-lazy.formats"
 	// LabelTarget names the snapshot that Prepare shall commit.
 	LabelTarget = "containerd.io/snapshot.ref"
 
@@ -38,6 +41,7 @@ type layerSource struct {
 	ref      reference.Spec
 	digest   digest.Digest
 	sizes    map[digest.Digest]int64 // bytes; of this layer and those above
+	formats  map[string]string       // of the same
 	above    []store.Key             // the layers above, as far as they are known
 	sessions []string
 }
@@ -58,6 +62,7 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 	if src.ref, err = reference.Parse(labels[LabelRef+now]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelRef, err)
 	}
+	src.formats = formatsOf(labels, now)
 	sizes, tocs := strings.Split(labels[LabelSizes+now], ","), strings.Split(labels[LabelTOCs+now], ",")
 	for i, l := range strings.Split(labels[LabelLayers+now], ",") {
 		d, err := digest.Parse(l)

@@ -230,6 +230,6 @@ func dropStale(ctx context.Context, s snapshots.Snapshotter) error {
 // temporary reports whether BuildKit adds the label for the time of one call.
 func temporary(label string) bool {
 	return strings.HasPrefix(label, labelSession) ||
-		slices.ContainsFunc([]string{LabelRef, LabelDigest, LabelLayers, LabelSizes, LabelTOCs, estargz.TOCJSONDigestAnnotation},
+		slices.ContainsFunc([]string{LabelRef, LabelDigest, LabelLayers, LabelSizes, LabelTOCs, LabelFormats, estargz.TOCJSONDigestAnnotation},
 			func(l string) bool { return strings.HasPrefix(label, l+".") })
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs/image"
 	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
@@ -141,11 +141,11 @@ func (s *served) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	model, err := s.held.Bind(parsed.Layer)
+	model, err := s.held.Bind(parsed.layer)
 	if err != nil {
 		return err
 	}
-	s.full = parsed.Layer
+	s.full = parsed.layer
 	defer func() {
 		s.full = nil
 		model.Rest()
@@ -155,9 +155,9 @@ func (s *served) open(ctx context.Context) (err error) {
 	opt := s.watchFill(model)
 	opt.Packed = model
 	s.filler = e.sched.Open(s.full, s, s.held, opt)
-	if e.opt.Prefetch && parsed.Prefetch > 0 {
+	if e.opt.Prefetch && parsed.prefetch > 0 {
 		for _, c := range model.Chunks {
-			if model.Frames[c.Frame].Offset < parsed.Prefetch {
+			if model.Frames[c.Frame].Offset < parsed.prefetch {
 				s.filler.Prefetch(c.Data, c.Size)
 			}
 		}
@@ -171,53 +171,60 @@ func (s *served) open(ctx context.Context) (err error) {
 	return err
 }
 
+// format returns what the blob is, as the image says that was named last.
+func (s *served) format() (format, error) {
+	s.blobMu.Lock()
+	defer s.blobMu.Unlock()
+	return parseFormat(s.src.formats[s.key.Blob.String()])
+}
+
 // contents returns the layer's metadata, and holds the layer in the store.
-func (s *served) contents(ctx context.Context, turn *turn) (*estargz.Blob, error) {
+func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 	e := s.engine
-	opt := estargz.Options{TOCDigest: s.key.TOC}
+	f, err := s.format()
+	if err != nil {
+		return table{}, err
+	}
 	held, err := e.store.Acquire(s.key)
 	if err == nil {
 		s.held = held
 		kept, err := held.TOC()
 		if err == nil && len(kept) > 8 {
 			turn.take(ctx)
-			b, perr := estargz.Parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), opt)
+			t, perr := f.parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), s.key.TOC)
 			if perr == nil {
-				return b, nil
+				return t, nil
 			}
 			err = perr
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
-			return nil, err
+			return table{}, err
 		}
 		held.Release() // its table of contents is fetched again
 		s.held = nil
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return table{}, err
 	}
 	size, err := s.reader().Size(ctx)
 	if err != nil {
-		return nil, err
+		return table{}, err
 	}
 	turn.pass()
 	from := &readerAt{ctx: ctx, from: s, turn: turn}
-	b, err := estargz.Open(from, size, opt)
-	if errors.Is(err, estargz.ErrExternalTOC) {
+	t, err := f.open(from, size, s.key.TOC, func() ([]byte, error) {
 		turn.pass()
-		if opt.ExternalTOC, err = s.externalTOC(ctx); err == nil {
-			turn.take(ctx)
-			b, err = estargz.Open(from, size, opt)
-		}
-	}
+		defer turn.take(ctx)
+		return s.externalTOC(ctx)
+	})
 	if err != nil {
-		return nil, err
+		return table{}, err
 	}
-	s.tail = from.first.until(b.End)
-	keep := append(binary.BigEndian.AppendUint64(nil, uint64(b.End)), b.TOC...)
+	s.tail = from.first.until(t.end)
+	keep := append(binary.BigEndian.AppendUint64(nil, uint64(t.end)), t.packed...)
 	if s.held, err = e.store.Create(s.key, bytes.NewReader(keep)); err != nil {
-		return nil, err
+		return table{}, err
 	}
-	return b, nil
+	return t, nil
 }
 
 // image returns the path of the layer's metadata image.
@@ -304,7 +311,7 @@ func impliedOf(l *layer.Layer) []string {
 
 // explainOpening turns the error of an opening into one for users.
 func explainOpening(dgst digest.Digest, err error) error {
-	if mismatch, ok := errors.AsType[*estargz.DigestError](err); ok {
+	if mismatch, ok := errors.AsType[*toc.DigestError](err); ok {
 		return &MismatchError{Layer: dgst, Got: mismatch.Got, Want: mismatch.Want}
 	}
 	return err

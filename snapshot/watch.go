@@ -15,7 +15,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
 // Watch says who is told of reads. What is nil isn't called; the rest is, concurrently, and must not block.
@@ -197,7 +197,7 @@ func (s *served) spanOpen(ctx context.Context) (_ context.Context, end func(erro
 
 // opening takes note of how an opening ended.
 func (s *served) opening(err error) {
-	if _, ok := errors.AsType[*estargz.DigestError](err); ok {
+	if _, ok := errors.AsType[*toc.DigestError](err); ok {
 		s.engine.totals.corrupt.Add(1)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
 // FromRemote makes a ref of a result in an imported cache, by next, which is BuildKit's own way. Where its lowest layers are those
@@ -33,8 +35,10 @@ func (s *Snapshotter) FromRemote(ctx context.Context, remote *solver.Remote, nex
 	for i := range n {
 		l := &p.layers[i]
 		descs[i].Annotations = maps.Clone(descs[i].Annotations)
-		if toc := l.handler.Annotations[tocAnnotation]; toc != "" {
-			descs[i].Annotations[tocAnnotation] = toc
+		for _, k := range lazyAnnotations {
+			if v := l.handler.Annotations[k]; v != "" {
+				descs[i].Annotations[k] = v
+			}
 		}
 		from.Add(l.desc.Digest, &baseLayer{l})
 	}
@@ -83,7 +87,9 @@ func (p *plan) lazyBelow(layers []ocispecs.Descriptor) int {
 		if l.handler == nil || l.desc.Digest != d.Digest || l.handler.Annotations[labels.LabelUncompressed] != d.Annotations[labels.LabelUncompressed] {
 			break
 		}
-		if toc := d.Annotations[tocAnnotation]; toc != "" && toc != l.handler.Annotations[tocAnnotation] {
+		if slices.ContainsFunc([]string{tocAnnotation, zstdchunked.ChecksumAnnotation}, func(k string) bool {
+			return d.Annotations[k] != "" && d.Annotations[k] != l.handler.Annotations[k]
+		}) {
 			break
 		}
 		if l.eager() == "" {

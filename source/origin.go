@@ -14,6 +14,8 @@ import (
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
 
 // originKey is where BuildKit's record of a layer keeps its origin: it goes with the record.
@@ -130,7 +132,7 @@ func (s *Snapshotter) Restore(ctx context.Context, records *metadata.Store) (don
 			if dgst := digest.Digest(stringOf(item, "cache.blob")); dgst != "" {
 				info, err := s.Snapshotter.Stat(ctx, stringOf(item, "cache.snapshot"))
 				if _, lazy := info.Labels[labelRemote]; err == nil && lazy {
-					s.opt.Reporter.Opened(dgst, formatEStargz)
+					s.opt.Reporter.Opened(dgst, snapshot.Format(info.Labels))
 				}
 			}
 		}

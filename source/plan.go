@@ -1,7 +1,6 @@
 package source
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +21,7 @@ import (
 // labelPlan names the plan that a layer's snapshot belongs to.
 const labelPlan = "containerd.io/snapshot/remote/buildkitd-lazy.plan"
 
-// tocAnnotation carries the digest of an eStargz layer's table of contents.
+// tocAnnotation carries the digest of an eStargz layer's table of contents, and is the label that of any lazy layer has.
 const tocAnnotation = estargz.TOCJSONDigestAnnotation
 
 // Why a layer without any attempt is pulled.
@@ -48,6 +47,7 @@ type plan struct {
 type layer struct {
 	desc    ocispecs.Descriptor
 	handler *cache.DescHandler
+	table   tableOfContents // if the layer has one that could be used
 
 	mu     sync.Mutex
 	reason string // why it is pulled; "" while it can be lazy
@@ -60,15 +60,8 @@ func newPlan(ref string, dgst digest.Digest, layers []ocispecs.Descriptor, handl
 	for i, desc := range layers {
 		l := &p.layers[i]
 		l.desc, l.handler = desc, handlers[desc.Digest]
-		switch toc, ok := desc.Annotations[tocAnnotation]; {
-		case eager != "":
+		if l.table, l.reason = tableOf(desc); eager != "" {
 			l.reason = eager
-		case !ok:
-			l.reason = reasonNoTOC
-		default:
-			if _, err := digest.Parse(toc); err != nil {
-				l.reason = fmt.Sprintf("its TOC digest annotation %q is no digest", toc)
-			}
 		}
 	}
 	return p
@@ -86,11 +79,11 @@ func (p *plan) labels(i int) map[string]string {
 	if l.eager() != "" {
 		return labels
 	}
-	labels[tocAnnotation] = l.desc.Annotations[tocAnnotation]
+	labels[tocAnnotation] = l.table.digest.String()
 
 	// The layers above are hints: their tables of contents are read in parallel
 	// with this one's. A label's length is limited, so there may be fewer of them.
-	var digests, sizes, tocs []string
+	var digests, sizes, tocs, formats []string
 	for j := i; j < len(p.layers); j++ {
 		above := &p.layers[j]
 		if above.eager() != "" || slices.Contains(digests, above.desc.Digest.String()) {
@@ -102,11 +95,12 @@ func (p *plan) labels(i int) map[string]string {
 			break
 		}
 		digests, sizes = next, append(sizes, strconv.FormatInt(above.desc.Size, 10))
-		tocs = append(tocs, above.desc.Annotations[tocAnnotation])
+		tocs, formats = append(tocs, above.table.digest.String()), append(formats, above.table.label)
 	}
 	labels[snapshot.LabelLayers] = strings.Join(digests, ",")
 	labels[snapshot.LabelSizes] = strings.Join(sizes, ",")
 	labels[snapshot.LabelTOCs] = strings.Join(tocs, ",")
+	labels[snapshot.LabelFormats] = strings.Join(formats, ",")
 	return labels
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
 
@@ -34,6 +35,19 @@ func planOf(layers ...ocispecs.Descriptor) *plan {
 func TestReasons(t *testing.T) {
 	broken := eager("x")
 	broken.Annotations = map[string]string{tocAnnotation: "sha256:beef"}
+	const position = "100:20:30:1"
+	zstd := func(annotations ...string) ocispecs.Descriptor {
+		d := eager("z")
+		d.MediaType, d.Annotations = ocispecs.MediaTypeImageLayerZstd, map[string]string{}
+		for _, k := range annotations {
+			d.Annotations[k] = toc.String()
+		}
+		return d
+	}
+	nowhere := zstd(zstdchunked.ChecksumAnnotation)
+	nowhere.Annotations[zstdchunked.PositionAnnotation] = "everywhere"
+	found := zstd(zstdchunked.ChecksumAnnotation)
+	found.Annotations[zstdchunked.PositionAnnotation] = position
 	for name, c := range map[string]struct {
 		layer ocispecs.Descriptor
 		eager string // of the source
@@ -42,6 +56,18 @@ func TestReasons(t *testing.T) {
 		"lazy":                   {lazy("a"), "", ""},
 		"no table of contents":   {eager("a"), "", "no table of contents"},
 		"annotation is nonsense": {broken, "", `its TOC digest annotation "sha256:beef" is no digest`},
+		"zstd:chunked":           {found, "", ""},
+		"zstd:chunked, footer":   {zstd(zstdchunked.ChecksumAnnotation), "", ""},
+		"zstd:chunked, stargz's": {zstd(tocAnnotation), "", ""},
+		"zstd":                   {zstd(), "", "no table of contents"},
+		"zstd:chunked, twice": {
+			zstd(tocAnnotation, zstdchunked.ChecksumAnnotation), "",
+			"its table of contents can't be found: annotations io.github.containers.zstd-chunked.manifest-checksum and containerd.io/snapshot/stargz/toc.digest, of which a layer can have one",
+		},
+		"zstd:chunked, nowhere": {
+			nowhere, "",
+			"its table of contents can't be found: annotation io.github.containers.zstd-chunked.manifest-position: position \"everywhere\", want OFFSET:SIZE",
+		},
 		"OCI layout":             {lazy("a"), reasonLayout, "its OCI layout is read through the client"},
 	} {
 		p := newPlan("registry.test/image:v1", digest.FromString("manifest"), []ocispecs.Descriptor{c.layer}, nil, c.eager)

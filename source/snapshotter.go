@@ -132,11 +132,11 @@ func (s *Snapshotter) mount(ctx context.Context, p *plan, i int, key, parent str
 	if l.eager() != "" {
 		return errPull
 	}
-	done := p.status(ctx, fmt.Sprintf("mounting layer %s (%s)", l.desc.Digest, formatEStargz))
+	done := p.status(ctx, fmt.Sprintf("mounting layer %s (%s)", l.desc.Digest, l.table.format))
 	err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
 	done(nil)
 	if cerrdefs.IsAlreadyExists(err) {
-		s.opt.Reporter.Opened(l.desc.Digest, formatEStargz)
+		s.opt.Reporter.Opened(l.desc.Digest, l.table.format)
 		s.mounted(p, i)
 		return err
 	}
@@ -155,8 +155,6 @@ func (s *Snapshotter) mount(ctx context.Context, p *plan, i int, key, parent str
 	}
 	return errPull
 }
-
-const formatEStargz = "estargz"
 
 // pull makes the layer's snapshot as BuildKit's cache manager would: blob into the
 // content store, unpacked on its parent, DiffID verified. The blobs of all layers

@@ -434,7 +434,7 @@ func TestAnnouncedOnce(t *testing.T) {
 		t.Errorf("said of an unknown image: %q", b.lines)
 	}
 	for _, n := range names {
-		b.rep.Opened(digest.FromString(n), formatEStargz)
+		b.rep.Opened(digest.FromString(n), "estargz")
 	}
 	b.rep.Fetched(digest.FromString("lazy0"), 4, time.Second)
 	b.announceKnown(t.Context(), b.plan)

@@ -157,6 +157,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		}
 	}
 	w.planner = planner
+	w.CacheMgr = source.BindTables(w.CacheMgr)
+	w.ImageSource.CacheAccessor, w.OCILayoutSource.CacheAccessor = w.CacheMgr, w.CacheMgr
 	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
 	if !door.Lazy {
 		sopt.Eager = door.Reason
