@@ -22,7 +22,9 @@ type Entry struct {
 	Range  string    `json:"range,omitempty"`
 	Status int       `json:"status"`
 	Bytes  int64     `json:"bytes"` // of the response body that were written
-	Took   float64   `json:"seconds"`
+	// Received are bytes of the request body that were read.
+	Received int64   `json:"received,omitempty"`
+	Took     float64 `json:"seconds"`
 	// Authorized says that the request carried credentials or a token, never which.
 	Authorized bool `json:"authorized"`
 }
@@ -140,6 +142,8 @@ func (l *Log) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		cw := &countingWriter{ResponseWriter: w}
+		cr := &countingReader{ReadCloser: r.Body}
+		r.Body = cr
 		e := Entry{
 			Time:       start,
 			Proto:      r.Proto,
@@ -150,11 +154,23 @@ func (l *Log) wrap(next http.Handler) http.Handler {
 		}
 		// Deferred, because a fault may abort the handler by panicking.
 		defer func() {
-			e.Status, e.Bytes, e.Took = cw.status, cw.n, time.Since(start).Seconds()
+			e.Status, e.Bytes, e.Received, e.Took = cw.status, cw.n, cr.n, time.Since(start).Seconds()
 			l.add(e)
 		}()
 		next.ServeHTTP(cw, r)
 	})
+}
+
+// countingReader counts what is read.
+type countingReader struct {
+	io.ReadCloser
+	n int64
+}
+
+func (r *countingReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.n += int64(n)
+	return n, err
 }
 
 // countingWriter counts what is written and keeps io.ReaderFrom, through
