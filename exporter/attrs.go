@@ -41,7 +41,7 @@ const (
 // check refuses attributes which no exporter could follow, and fills in what
 // follows from the others.
 func check(kind string, attrs map[string]string) error {
-	layers := kind == client.ExporterImage || kind == client.ExporterOCI || kind == client.ExporterDocker
+	layers := writesLayers(kind)
 	if err := checkNames(kind+" exporter", layers, attrs); err != nil {
 		return err
 	}
@@ -49,6 +49,11 @@ func check(kind string, attrs map[string]string) error {
 		return checkLayers(attrs)
 	}
 	return nil
+}
+
+// writesLayers reports whether a type of exporter does.
+func writesLayers(kind string) bool {
+	return kind == client.ExporterImage || kind == client.ExporterOCI || kind == client.ExporterDocker
 }
 
 func checkLayers(attrs map[string]string) error {

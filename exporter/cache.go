@@ -10,6 +10,7 @@ import (
 
 // Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type.
 func Cache(name string, resolve remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
+	resolve = Shared(resolve)
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		attrs = maps.Clone(attrs)
 		if err := checkCache(name, attrs); err != nil {

@@ -32,9 +32,9 @@ func newEStargz(opt estargz.WriteOptions) *eStargz {
 	return &eStargz{Type: compression.EStargz, opt: opt}
 }
 
-// replace puts this writer in the place of BuildKit's, if that is what is asked for.
+// replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.
 func (e *eStargz) replace(c compression.Config) compression.Config {
-	if c.Type == compression.EStargz {
+	if e != nil && c.Type == compression.EStargz {
 		c.Type = e
 	}
 	return c

@@ -6,6 +6,7 @@ import (
 
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/client"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
@@ -14,6 +15,9 @@ import (
 // Exporter is one of BuildKit's exporters behind a check of its attributes.
 type Exporter struct {
 	bkexporter.Exporter
+	// Blobs are where lazy layers are pushed from. Nil has them fetched into the content store for that.
+	Blobs Blobs
+
 	kind string
 }
 
@@ -32,20 +36,31 @@ func (e *Exporter) Resolve(ctx context.Context, id int, attrs map[string]string)
 		return nil, err
 	}
 	inst, err := e.Exporter.Resolve(ctx, id, attrs)
-	if err != nil || !isEStargz(attrs) {
-		return inst, err
-	}
-	opt, err := writeOptions(attrs)
 	if err != nil {
 		return nil, err
 	}
-	return &instance{inst, newEStargz(opt)}, nil
+	i := &instance{ExporterInstance: inst}
+	if e.kind == client.ExporterImage {
+		i.blobs = e.Blobs
+	}
+	if isEStargz(attrs) {
+		opt, err := writeOptions(attrs)
+		if err != nil {
+			return nil, err
+		}
+		i.estargz = newEStargz(opt)
+	}
+	if !writesLayers(e.kind) {
+		return inst, nil
+	}
+	return i, nil
 }
 
-// An instance is an exporter of eStargz layers.
+// An instance is an exporter of layers.
 type instance struct {
 	bkexporter.ExporterInstance
-	estargz *eStargz
+	estargz *eStargz // nil for other compressions
+	blobs   Blobs    // nil if it doesn't push
 }
 
 // Config implements exporter.ExporterInstance. The inline cache looks for layers by it.
@@ -57,32 +72,44 @@ func (i *instance) Config() *bkexporter.Config {
 func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkexporter.ExportBuildInfo) (
 	map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error,
 ) {
-	src = src.Clone()
-	src.Ref = i.wrap(src.Ref)
+	wrapped := src.Clone()
+	wrapped.Ref = i.wrap(src.Ref)
 	for k, r := range src.Refs {
-		src.Refs[k] = i.wrap(r)
+		wrapped.Refs[k] = i.wrap(r)
 	}
-	return i.ExporterInstance.Export(ctx, src, info)
+	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
+	return resp, i.pushing(finalize, src, nameOf(resp), info.SessionID), desc, err
 }
 
 func (i *instance) wrap(r cache.ImmutableRef) cache.ImmutableRef {
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.estargz}
+	return &ref{r, i.estargz, i.blobs}
 }
 
-// A ref has its layers written by us: the exporter can't be told so, but asks the refs for them.
+// A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
+// where they are.
 type ref struct {
 	cache.ImmutableRef
 	estargz *eStargz
+	blobs   Blobs
 }
 
 // GetRemotes implements cache.ImmutableRef.
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	cfg.Compression = r.estargz.replace(cfg.Compression)
-	return r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	remotes, err := r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	if err != nil {
+		return nil, err
+	}
+	for i := range remotes {
+		remotes[i] = r.toPush(ctx, remotes[i], s)
+	}
+	return remotes, nil
 }
 
 // Clone implements cache.ImmutableRef.
-func (r *ref) Clone() cache.ImmutableRef { return &ref{r.ImmutableRef.Clone(), r.estargz} }
+func (r *ref) Clone() cache.ImmutableRef {
+	return &ref{r.ImmutableRef.Clone(), r.estargz, r.blobs}
+}

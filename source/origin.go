@@ -28,6 +28,7 @@ type origin struct {
 	Desc        ocispecs.Descriptor `json:"desc"`
 	Annotations map[string]string   `json:"annotations,omitempty"` // of the handler
 	Labels      map[string]string   `json:"labels,omitempty"`      // of the snapshot
+	Pushed      []string            `json:"pushed,omitempty"`      // repositories that have it as well, oldest first
 }
 
 // origins are the origins of the blobs that BuildKit has records of.
@@ -91,6 +92,7 @@ func (s *Snapshotter) remember(layers []layer, records cache.RefList) error {
 		}
 		from := origin{Ref: l.handler.Ref, Desc: l.desc, Annotations: l.handler.Annotations, Labels: maps.Clone(l.handler.SnapshotLabels)}
 		delete(from.Labels, labelPlan)
+		from.Pushed = s.Repositories(l.desc.Digest)
 		dt, err := json.Marshal(from)
 		if err != nil {
 			return err

@@ -36,6 +36,7 @@ type plan struct {
 	ref      string
 	digest   digest.Digest
 	platform string // e.g. "linux/amd64"
+	registry bool   // whether its blobs come from a registry, not from a client
 	layers   []layer
 	progress progress.Controller // of the FROM step; nil for a build nobody watches
 

@@ -10,8 +10,10 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/reference"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
@@ -23,6 +25,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -40,6 +43,11 @@ type SnapshotterOptions struct {
 	// Expect, if not nil, is told what was expected of an image when its topmost lazy layer, which it names, has been mounted. It must
 	// not wait.
 	Expect func(layer digest.Digest, files [][]string)
+	// Hosts returns the hosts that serve a repository, with the credentials of these sessions. Without it, nothing can be passed on from
+	// one registry to another.
+	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+	// Blob tunes the reads of what is passed on.
+	Blob blob.Options
 }
 
 // Snapshotter carries out the plans of image sources when BuildKit's cache
@@ -50,6 +58,7 @@ type Snapshotter struct {
 	plans     plans
 	origins   origins
 	expected  expectations
+	corrupt   corrupt
 	restoring atomic.Bool
 }
 

@@ -128,6 +128,7 @@ func (i *instance) newPlan(ctx context.Context, root digest.Digest, opts solver.
 		return nil, err
 	}
 	p := newPlan(i.ref, root, layers, handlers, i.eager)
+	p.registry = i.registry
 	p.platform = platforms.Format(platforms.Normalize(i.platform))
 	for n := range p.layers {
 		l := &p.layers[n]

@@ -47,7 +47,7 @@ type Door struct {
 
 // snapshotterFactory chooses the worker's snapshotter: ours for "auto" and
 // "stargz", if this host can mount lazy layers; else what stock buildkitd takes.
-func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Reporter) (runc.SnapshotterFactory, Door, error) {
+func snapshotterFactory(opt Options, rep *report.Reporter) (runc.SnapshotterFactory, Door, error) {
 	oci := opt.Config.Workers.OCI
 	name := oci.Snapshotter
 	if name == "" {
@@ -78,7 +78,7 @@ func snapshotterFactory(opt Options, hosts docker.RegistryHosts, rep *report.Rep
 	default:
 		door, why, err := lazyDoor(opt.Config.Root, opt.Lazy.Mount)
 		if err == nil {
-			f, err := lazySnapshotter(opt, hosts, rep, door)
+			f, err := lazySnapshotter(opt, rep, door)
 			return f, Door{Lazy: true, Name: door, Reason: why}, err
 		}
 		if asked != "" {
@@ -121,24 +121,18 @@ func lazyDoor(root, mount string) (door, why string, err error) {
 	return "", "", err
 }
 
-func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Reporter, door string) (runc.SnapshotterFactory, error) {
+func lazySnapshotter(opt Options, rep *report.Reporter, door string) (runc.SnapshotterFactory, error) {
 	tuned, err := stargzTuning(opt.Config.Workers.OCI.StargzSnapshotterConfig)
 	if err != nil {
 		return runc.SnapshotterFactory{}, err
 	}
-	pool := newClients(opt.Config.Registries)
 	sopt := snapshot.Options{
-		Hosts: func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-			found, err := resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
-				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
-			pool.use(found)
-			return found, err
-		},
+		Hosts:        opt.hosts,
 		Door:         door,
 		Store:        store.Options{MaxSize: opt.Lazy.MaxSize, Notice: noticeStore},
 		Fill:         fill.SchedulerOptions{Background: opt.Lazy.BackgroundFetch && !tuned.NoBackgroundFetch, Busy: rep.Running},
 		Prefetch:     opt.Lazy.Prefetch && !tuned.NoPrefetch,
-		Blob:         blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed},
+		Blob:         blobOptions(opt, rep),
 		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
 		Unmounted:    rep.Forget,
@@ -154,6 +148,21 @@ func lazySnapshotter(opt Options, hosts docker.RegistryHosts, rep *report.Report
 			return s, nil
 		},
 	}, nil
+}
+
+// readHosts returns who serves a repository to those who read ranges, with the credentials of sessions.
+func readHosts(opt Options, hosts docker.RegistryHosts) func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+	pool := newClients(opt.Config.Registries)
+	return func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+		found, err := resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
+			opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+		pool.use(found)
+		return found, err
+	}
+}
+
+func blobOptions(opt Options, rep *report.Reporter) blob.Options {
+	return blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed}
 }
 
 // noticeStore logs what the store of lazy layers has mended, or could not do in the background.

@@ -10,7 +10,9 @@ import (
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
@@ -50,7 +52,8 @@ type Options struct {
 	// MeterProvider gets the figures of lazy layers. Nil means nobody does.
 	MeterProvider metric.MeterProvider
 
-	local func() content.Provider // where blobs are that need not be fetched any more
+	local func() content.Provider                                                    // where blobs are that need not be fetched any more
+	hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) // see readHosts
 	watch snapshot.Watch
 }
 
@@ -98,7 +101,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if opt.watch, err = watch(meter, w.reporter); err != nil {
 		return nil, err
 	}
-	factory, door, err := snapshotterFactory(opt, hosts, w.reporter)
+	opt.hosts = readHosts(opt, hosts)
+	factory, door, err := snapshotterFactory(opt, w.reporter)
 	if err != nil {
 		return nil, err
 	}
@@ -136,6 +140,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			Reporter:     w.reporter,
 			Registry:     registryOf(hosts, opt.SessionManager),
 			Expect:       w.expectIn,
+			Hosts:        opt.hosts,
+			Blob:         blobOptions(opt, w.reporter),
 		})
 		if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
 			return nil, err
@@ -188,7 +194,11 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	if err != nil {
 		return nil, err
 	}
-	return exporter.New(name, exp), nil
+	e := exporter.New(name, exp)
+	if w.planner != nil {
+		e.Blobs = w.planner
+	}
+	return e, nil
 }
 
 // FromRemote implements worker.Worker.

@@ -171,7 +171,7 @@ func TestDoor(t *testing.T) {
 				}
 			}
 			opt.Config.Workers.OCI.ProxySnapshotterPath = c.proxy
-			f, door, err := snapshotterFactory(opt, nil, &report.Reporter{})
+			f, door, err := snapshotterFactory(opt, &report.Reporter{})
 			if c.err != "" {
 				says(t, err, c.err)
 				return
@@ -198,7 +198,7 @@ func TestStateDirectory(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := snapshotterFactory(Options{Config: &bkconfig.Config{Root: filepath.Join(file, "state")}}, nil, &report.Reporter{})
+	_, _, err := snapshotterFactory(Options{Config: &bkconfig.Config{Root: filepath.Join(file, "state")}}, &report.Reporter{})
 	says(t, err, "state directory", file)
 }
 

@@ -187,9 +187,9 @@ func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (
 			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts)),
 			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm)),
 			"inline":   inline.ResolveCacheExporterFunc(),
-			"gha":      gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier),
-			"s3":       s3.ResolveCacheExporterFunc(),
-			"azblob":   azblob.ResolveCacheExporterFunc(),
+			"gha":      exporter.Shared(gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier)),
+			"s3":       exporter.Shared(s3.ResolveCacheExporterFunc()),
+			"azblob":   exporter.Shared(azblob.ResolveCacheExporterFunc()),
 		}, map[string]remotecache.ResolveCacheImporterFunc{
 			"registry": registry.ResolveCacheImporterFunc(sm, w.ContentStore(), hosts),
 			"local":    local.ResolveCacheImporterFunc(sm),

@@ -1,0 +1,143 @@
+package exporter
+
+import (
+	"context"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/cache"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Blobs provides the blobs of lazy layers from where they are.
+type Blobs interface {
+	// Stream reads a blob, and keeps nothing of it. One that is in the content store, or of which nobody knows where it is, is
+	// ErrNotFound of containerd's.
+	Stream(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error)
+	// Repositories are those that the blob has been pushed to, e.g. "registry.example/team/app".
+	Repositories(dgst digest.Digest) []string
+	// Pushed says that a repository has the layers of a ref.
+	Pushed(ctx context.Context, ref cache.ImmutableRef, repository string) error
+}
+
+// streaming provides blobs to who sends them elsewhere, having asked there for them: BuildKit's own provider puts the blob of a lazy layer into
+// the content store in order to read it.
+type streaming struct {
+	content.InfoReaderProvider
+	blobs   Blobs
+	session session.Group
+}
+
+// ReaderAt implements content.Provider.
+func (p *streaming) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	r, err := p.blobs.Stream(ctx, desc, p.session)
+	if cerrdefs.IsNotFound(err) {
+		return p.InfoReaderProvider.ReaderAt(ctx, desc)
+	}
+	return r, err
+}
+
+// A push is under way where the context has one.
+type push struct{ stream bool }
+
+type pushKey struct{}
+
+// pushing is what BuildKit's image exporter does at last: from then on it asks the refs for their layers only to read what the registry has
+// not got.
+func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Source, names, sessionID string) bkexporter.FinalizeFunc {
+	if finalize == nil || i.blobs == nil {
+		return finalize
+	}
+	repositories := repositoriesOf(names)
+	// What goes to several registries is fetched once and not for each of them, by way of the content store.
+	hosts := map[string]bool{}
+	for _, r := range repositories {
+		hosts[reference.Domain(r)] = true
+	}
+	return func(ctx context.Context) error {
+		p := push{stream: len(hosts) < 2 && !withCache.has(sessionID)}
+		if err := finalize(context.WithValue(ctx, pushKey{}, p)); err != nil {
+			return err
+		}
+		for _, r := range repositories {
+			_ = src.EachRef(func(ref cache.ImmutableRef) error {
+				if err := i.blobs.Pushed(ctx, ref, r.Name()); err != nil {
+					bklog.G(ctx).WithError(err).WithField("repository", r.Name()).Warn("that a repository has the layers isn't kept")
+				}
+				return nil
+			})
+		}
+		return nil
+	}
+}
+
+// repositoriesOf returns the repositories of image names, which commas separate. BuildKit has pushed to them, so they can be parsed.
+func repositoriesOf(names string) (repositories []reference.Named) {
+	for name := range strings.SplitSeq(names, ",") {
+		r, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			continue
+		}
+		r = reference.TrimNamed(r)
+		if !slices.ContainsFunc(repositories, func(o reference.Named) bool { return o.Name() == r.Name() }) {
+			repositories = append(repositories, r)
+		}
+	}
+	return repositories
+}
+
+// toPush prepares a remote for being pushed, if that is under way.
+func (r *ref) toPush(ctx context.Context, remote *solver.Remote, g session.Group) *solver.Remote {
+	p, ok := ctx.Value(pushKey{}).(push)
+	if !ok {
+		return remote
+	}
+	remote = &solver.Remote{Descriptors: slices.Clone(remote.Descriptors), Provider: remote.Provider}
+	for i := range remote.Descriptors {
+		d := &remote.Descriptors[i]
+		d.Annotations = withSources(d.Annotations, r.blobs.Repositories(d.Digest))
+	}
+	if p.stream {
+		remote.Provider = &streaming{remote.Provider, r.blobs, g}
+	}
+	return remote
+}
+
+// withSources adds the annotations by which a push finds repositories to have a blob mounted from.
+func withSources(annotations map[string]string, repositories []string) map[string]string {
+	if len(repositories) == 0 {
+		return annotations
+	}
+	annotations = maps.Clone(annotations)
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	for _, r := range repositories {
+		u, err := url.Parse("dummy://" + r) // as BuildKit and containerd do: without the port
+		if err != nil {
+			continue
+		}
+		key, repo := labels.LabelDistributionSource+"."+u.Hostname(), strings.TrimPrefix(u.Path, "/")
+		if had := annotations[key]; had == "" {
+			annotations[key] = repo
+		} else if !slices.Contains(strings.Split(had, ","), repo) {
+			annotations[key] = had + "," + repo
+		}
+	}
+	return annotations
+}
+
+// nameOf returns the names that an exporter has given its image.
+func nameOf(response map[string]string) string { return response[exptypes.ExporterImageNameKey] }

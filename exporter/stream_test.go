@@ -1,0 +1,188 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/cache/remotecache"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/contentutil"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// registryBlobs has lazy blobs in a registry.
+type registryBlobs struct {
+	lazy   map[digest.Digest]bool
+	repos  map[digest.Digest][]string
+	pushed []string
+}
+
+var errStreamed = errors.New("streamed")
+
+func (b *registryBlobs) Stream(_ context.Context, desc ocispecs.Descriptor, _ session.Group) (content.ReaderAt, error) {
+	if b.lazy[desc.Digest] {
+		return nil, errStreamed
+	}
+	return nil, cerrdefs.ErrNotFound
+}
+
+func (b *registryBlobs) Repositories(dgst digest.Digest) []string { return b.repos[dgst] }
+
+func (b *registryBlobs) Pushed(_ context.Context, _ cache.ImmutableRef, repository string) error {
+	b.pushed = append(b.pushed, repository)
+	return nil
+}
+
+// remoteRef is a ref of two layers, of which BuildKit has only the second.
+type remoteRef struct {
+	cache.ImmutableRef
+	remote solver.Remote
+}
+
+func (r *remoteRef) GetRemotes(context.Context, bool, cacheconfig.RefConfig, bool, session.Group) ([]*solver.Remote, error) {
+	return []*solver.Remote{&r.remote}, nil
+}
+
+// pushes is an image exporter that asks for layers when it exports, and again when it pushes.
+type pushes struct {
+	bkexporter.ExporterInstance
+	name        string
+	early, late *solver.Remote
+	fails       error
+	withoutPush bool
+}
+
+func (p *pushes) Resolve(context.Context, int, map[string]string) (bkexporter.ExporterInstance, error) {
+	return p, nil
+}
+
+func (p *pushes) Export(ctx context.Context, src *bkexporter.Source, _ bkexporter.ExportBuildInfo) (map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error) {
+	get := func(ctx context.Context) *solver.Remote {
+		r, err := src.Ref.GetRemotes(ctx, false, cacheconfig.RefConfig{}, false, nil)
+		if err != nil {
+			return nil
+		}
+		return r[0]
+	}
+	p.early = get(ctx)
+	resp := map[string]string{exptypes.ExporterImageNameKey: p.name}
+	if p.withoutPush {
+		return resp, nil, nil, nil
+	}
+	return resp, func(ctx context.Context) error {
+		p.late = get(ctx)
+		return p.fails
+	}, nil, nil
+}
+
+// A push reads lazy layers from where they are, unless others of the build want them as well; nothing else of an export does.
+func TestPushStreams(t *testing.T) {
+	lazy, local := ocispecs.Descriptor{Digest: digest.FromString("lazy")}, ocispecs.Descriptor{Digest: digest.FromString("local")}
+	for name, c := range map[string]struct {
+		kind, name string
+		cache      bool
+		fails      error
+		streams    bool
+		pushed     []string
+	}{
+		"one name":         {"image", "r.test/a:1", false, nil, true, []string{"r.test/a"}},
+		"one registry":     {"image", "r.test/a:1,r.test/b,r.test/a:2", false, nil, true, []string{"r.test/a", "r.test/b"}},
+		"two registries":   {"image", "r.test/a:1,s.test/a:1", false, nil, false, []string{"r.test/a", "s.test/a"}},
+		"beside a cache":   {"image", "r.test/a:1", true, nil, false, []string{"r.test/a"}},
+		"Docker Hub":       {"image", "busybox", false, nil, true, []string{"docker.io/library/busybox"}},
+		"fails":            {"image", "r.test/a:1", false, errStopped, true, nil},
+		"another exporter": {"oci", "r.test/a:1", false, nil, false, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			blobs := &registryBlobs{lazy: map[digest.Digest]bool{lazy.Digest: true}, repos: map[digest.Digest][]string{lazy.Digest: {"r.test:5000/team/app", "r.test/other"}}}
+			next := &pushes{name: c.name, fails: c.fails}
+			e := New(c.kind, next)
+			e.Blobs = blobs
+			ctx, end := context.WithCancelCause(t.Context())
+			if c.cache {
+				resolve := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) {
+					return &cacheTo{}, nil
+				}
+				if _, err := Cache("registry", resolve)(ctx, session.NewGroup(name), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			inst, err := e.Resolve(ctx, 0, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref := &remoteRef{remote: solver.Remote{Descriptors: []ocispecs.Descriptor{lazy, local}, Provider: contentutil.NewMultiProvider(contentStore(t))}}
+			_, finalize, _, err := inst.Export(ctx, &bkexporter.Source{Ref: ref}, bkexporter.ExportBuildInfo{SessionID: name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := finalize(ctx); !errors.Is(err, c.fails) {
+				t.Errorf("finalize: %v", err)
+			}
+			if _, err := next.early.Provider.ReaderAt(ctx, lazy); errors.Is(err, errStreamed) {
+				t.Error("streamed before it was pushed")
+			}
+			if _, err := next.late.Provider.ReaderAt(ctx, lazy); errors.Is(err, errStreamed) != c.streams {
+				t.Errorf("read for the push: %v, want it streamed: %t", err, c.streams)
+			}
+			if _, err := next.late.Provider.ReaderAt(ctx, local); !cerrdefs.IsNotFound(err) {
+				t.Errorf("the other one: %v", err)
+			}
+			if !slices.Equal(blobs.pushed, c.pushed) {
+				t.Errorf("pushed to %q, want %q", blobs.pushed, c.pushed)
+			}
+			if c.kind == "image" {
+				if got, want := next.late.Descriptors[0].Annotations, map[string]string{"containerd.io/distribution.source.r.test": "team/app,other"}; !maps.Equal(got, want) {
+					t.Errorf("annotations %v, want %v", got, want)
+				}
+			}
+			if ref.remote.Descriptors[0].Annotations != nil || next.early.Descriptors[0].Annotations != nil {
+				t.Error("the manifest's annotations have changed")
+			}
+			end(io.EOF)
+		})
+	}
+}
+
+// Who exports and doesn't push is left alone.
+func TestNoPush(t *testing.T) {
+	next := &pushes{name: "r.test/a", withoutPush: true}
+	e := New("image", next)
+	e.Blobs = &registryBlobs{}
+	inst, err := e.Resolve(t.Context(), 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, finalize, _, err := inst.Export(t.Context(), &bkexporter.Source{Ref: &remoteRef{}}, bkexporter.ExportBuildInfo{})
+	if err != nil || finalize != nil {
+		t.Errorf("finalize %v, %v", finalize != nil, err)
+	}
+}
+
+func TestSessionsOfCaches(t *testing.T) {
+	var s sessions
+	ctx, end := context.WithCancelCause(t.Context())
+	s.add(ctx, session.NewGroup("a", "b"))
+	s.add(t.Context(), session.NewGroup("b"))
+	if !s.has("a") || !s.has("b") || s.has("c") {
+		t.Errorf("sessions %v", s.n)
+	}
+	s.count([]string{"a"}, -1)
+	if s.has("a") {
+		t.Error("a is over")
+	}
+	s.count([]string{"a"}, 1)
+	end(io.EOF)
+}
