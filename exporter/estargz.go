@@ -7,22 +7,28 @@ import (
 	"io"
 	"maps"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/compression"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 )
 
-// eStargz is BuildKit's compression type but for the writer. What is eStargz already is taken as it is, whoever wrote it.
+// eStargz is BuildKit's compression type but for the writer. What is eStargz already is taken as it is, unless this daemon has written it
+// with other options.
 type eStargz struct {
 	compression.Type
-	opt estargz.WriteOptions
+	opt estargz.WriteOptions // with the level, once it has replaced BuildKit's
 }
 
 // pool bounds what all exports of the daemon take.
@@ -35,7 +41,9 @@ func newEStargz(opt estargz.WriteOptions) *eStargz {
 // replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.
 func (e *eStargz) replace(c compression.Config) compression.Config {
 	if e != nil && c.Type == compression.EStargz {
-		c.Type = e
+		w := newEStargz(e.opt)
+		w.opt.Level = c.Level
+		c.Type = w
 	}
 	return c
 }
@@ -44,15 +52,59 @@ func (e *eStargz) replace(c compression.Config) compression.Config {
 func (e *eStargz) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
 	opt := e.opt
 	opt.Level = comp.Level
-	opt.Pool = pool()
-	w := &layerWriter{ctx: ctx, opt: opt}
+	w := &layerWriter{ctx: ctx, opt: opt, label: labelOf(opt)}
+	w.opt.Pool = pool()
 	return w.open, w.finalize
+}
+
+// NeedsConversion implements compression.Type. BuildKit asks it of a layer that is to be eStargz, and of what that has been converted to
+// before.
+func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
+	info, err := cs.Info(ctx, desc.Digest)
+	if cerrdefs.IsNotFound(err) {
+		// A lazy layer is referenced, and not fetched to be looked at.
+		if _, err := digest.Parse(desc.Annotations[stargz.TOCJSONDigestAnnotation]); err == nil {
+			return false, nil
+		}
+	}
+	if err == nil && images.IsLayerType(desc.MediaType) && e.writtenOtherwise(info.Labels) {
+		return true, nil
+	}
+	return e.Type.NeedsConversion(ctx, cs, desc)
+}
+
+// optionsLabel is how the labels begin that say with which options this daemon has written a blob. There may be several: a small layer is
+// the same with most of them.
+const optionsLabel = "buildkitd-lazy/estargz."
+
+// labelOf names the options that make a difference to what is written: all but the pool.
+func labelOf(opt estargz.WriteOptions) string {
+	level := -1
+	if opt.Level != nil {
+		level = *opt.Level
+	}
+	opt.Level, opt.Pool = nil, nil
+	return optionsLabel + digest.FromString(fmt.Sprintf("%d %+v", level, opt)).Encoded()[:16]
+}
+
+// writtenOtherwise reports whether a blob with these labels is ours, of other options.
+func (e *eStargz) writtenOtherwise(labels map[string]string) bool {
+	if _, same := labels[labelOf(e.opt)]; same {
+		return false
+	}
+	for l := range labels {
+		if strings.HasPrefix(l, optionsLabel) {
+			return true
+		}
+	}
+	return false
 }
 
 // A layerWriter writes one layer; more than once, when BuildKit tries another way to make its tar after the first has failed.
 type layerWriter struct {
-	ctx context.Context
-	opt estargz.WriteOptions
+	ctx   context.Context
+	opt   estargz.WriteOptions
+	label string // see labelOf
 
 	mu      sync.Mutex
 	written *estargz.Written // the last one
@@ -124,7 +176,8 @@ func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[strin
 	}
 	// What is there is the digest of the tar without the TOC.
 	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
-	if _, err := cs.Update(ctx, info, "labels."+labels.LabelUncompressed); err != nil {
+	info.Labels[l.label] = "true"
+	if _, err := cs.Update(ctx, info, "labels."+labels.LabelUncompressed, "labels."+l.label); err != nil {
 		return nil, fmt.Errorf("label eStargz layer %s: %w", written.Digest, err)
 	}
 	annotations := map[string]string{

@@ -125,7 +125,7 @@ func ours(opt estargz.WriteOptions) compression.Config {
 func TestConvert(t *testing.T) {
 	for name, comp := range map[string]compression.Config{
 		"default": ours(estargz.WriteOptions{}),
-		"level":   ours(estargz.WriteOptions{}).SetLevel(1),
+		"level":   newEStargz(estargz.WriteOptions{}).replace(compression.New(compression.EStargz).SetLevel(1)),
 		"chunks":  ours(estargz.WriteOptions{ChunkSize: 4 << 10, MinChunkSize: 1}),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -441,5 +441,53 @@ func TestWriteOptions(t *testing.T) {
 		if got, err := writeOptions(attrs); err != nil || got != want {
 			t.Errorf("%q: %+v, %v; want %+v", attr, got, err, want)
 		}
+	}
+}
+
+// What this daemon has written with other options is written again where that is forced, and what is lazy is left where it is.
+func TestNeedsConversion(t *testing.T) {
+	cs := contentStore(t)
+	plain := put(t, cs, layerTar(t, "a", "b"))
+	level1 := newEStargz(estargz.WriteOptions{}).replace(compression.New(compression.EStargz).SetLevel(1))
+	usual := ours(estargz.WriteOptions{})
+	explicit := newEStargz(estargz.WriteOptions{}).replace(compression.New(compression.EStargz).SetLevel(-1))
+	chunks := ours(estargz.WriteOptions{ChunkSize: 64 << 10})
+	written := func(comp compression.Config) ocispecs.Descriptor {
+		t.Helper()
+		d, err := convert(t.Context(), cs, plain, comp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *d
+	}
+	theirs := written(compression.New(compression.EStargz))
+	lazy := ocispecs.Descriptor{
+		MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: digest.FromString("elsewhere"),
+		Annotations: map[string]string{stargz.TOCJSONDigestAnnotation: digest.FromString("toc").String()},
+	}
+	gzip := lazy
+	gzip.Annotations = nil
+	for name, c := range map[string]struct {
+		desc ocispecs.Descriptor
+		comp compression.Config
+		want bool
+	}{
+		"a tar":                {plain, usual, true},
+		"the same options":     {written(usual), usual, false},
+		"the default by name":  {written(usual), explicit, false},
+		"another level":        {written(level1), usual, true},
+		"other chunks":         {written(usual), chunks, true},
+		"chunks, the same":     {written(chunks), chunks, false},
+		"somebody else's":      {theirs, chunks, false},
+		"lazy":                 {lazy, chunks, false},
+		"not there, not lazy":  {gzip, usual, true},
+		"not there, no digest": {ocispecs.Descriptor{MediaType: gzip.MediaType, Digest: gzip.Digest, Annotations: map[string]string{stargz.TOCJSONDigestAnnotation: "x"}}, usual, true},
+		"is no layer":          {ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: plain.Digest}, usual, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := c.comp.Type.NeedsConversion(t.Context(), cs, c.desc); err != nil || got != c.want {
+				t.Errorf("needs conversion: %t, %v; want %t", got, err, c.want)
+			}
+		})
 	}
 }
