@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
@@ -17,6 +18,8 @@ type Exporter struct {
 	bkexporter.Exporter
 	// Blobs are where lazy layers are pushed from. Nil has them fetched into the content store for that.
 	Blobs Blobs
+	// Content is where blobs are written. Nil leaves the rewriting of timestamps to BuildKit.
+	Content content.Store
 
 	kind string
 }
@@ -39,7 +42,7 @@ func (e *Exporter) Resolve(ctx context.Context, id int, attrs map[string]string)
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{ExporterInstance: inst}
+	i := &instance{ExporterInstance: inst, exporter: e, attrs: attrs}
 	if e.kind == client.ExporterImage {
 		i.blobs = e.Blobs
 	}
@@ -59,8 +62,10 @@ func (e *Exporter) Resolve(ctx context.Context, id int, attrs map[string]string)
 // An instance is an exporter of layers.
 type instance struct {
 	bkexporter.ExporterInstance
-	estargz *eStargz // nil for other compressions
-	blobs   Blobs    // nil if it doesn't push
+	exporter *Exporter
+	attrs    map[string]string
+	estargz  *eStargz // nil for other compressions
+	blobs    Blobs    // nil if it doesn't push
 }
 
 // Config implements exporter.ExporterInstance. The inline cache looks for layers by it.
@@ -72,28 +77,33 @@ func (i *instance) Config() *bkexporter.Config {
 func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkexporter.ExportBuildInfo) (
 	map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error,
 ) {
+	rewritings, err := i.exporter.rewritings(i.attrs, src)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	wrapped := src.Clone()
-	wrapped.Ref = i.wrap(src.Ref)
+	wrapped.Ref = i.wrap(src.Ref, rewritings[""])
 	for k, r := range src.Refs {
-		wrapped.Refs[k] = i.wrap(r)
+		wrapped.Refs[k] = i.wrap(r, rewritings[k])
 	}
 	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
 	return resp, i.pushing(finalize, src, nameOf(resp), info.SessionID), desc, err
 }
 
-func (i *instance) wrap(r cache.ImmutableRef) cache.ImmutableRef {
+func (i *instance) wrap(r cache.ImmutableRef, rewriting *rewriting) cache.ImmutableRef {
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.estargz, i.blobs}
+	return &ref{r, i.estargz, i.blobs, rewriting}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
 // where they are.
 type ref struct {
 	cache.ImmutableRef
-	estargz *eStargz
-	blobs   Blobs
+	estargz   *eStargz
+	blobs     Blobs
+	rewriting *rewriting
 }
 
 // GetRemotes implements cache.ImmutableRef.
@@ -105,11 +115,16 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 	}
 	for i := range remotes {
 		remotes[i] = r.toPush(ctx, remotes[i], s)
+		if createIfNeeded {
+			if remotes[i], err = r.rewriting.do(ctx, remotes[i], cfg.Compression); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return remotes, nil
 }
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.estargz, r.blobs}
+	return &ref{r.ImmutableRef.Clone(), r.estargz, r.blobs, r.rewriting}
 }

@@ -195,6 +195,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 		return nil, err
 	}
 	e := exporter.New(name, exp)
+	e.Content = w.ContentStore()
 	if w.planner != nil {
 		e.Blobs = w.planner
 	}

@@ -1,0 +1,190 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/exporter/util/epoch"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/compression"
+	"github.com/moby/buildkit/util/contentutil"
+	"github.com/moby/buildkit/util/converter"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// A rewriting says what rewrite-timestamp=true does to the layers of one platform.
+//
+// BuildKit does it after it has asked for them, and with its own writer. Done here, before it gets them, it's done by ours, a failure isn't
+// only logged, and what was rewritten before is found again: BuildKit then finds that nothing is left to do. A second pass it is all the
+// same. The layer as it is belongs to the cache, which later steps and exports take it from, and what makes a layer writes one blob: the tar
+// that both could be made of is gone when the second is asked for.
+type rewriting struct {
+	epoch time.Time
+	base  []digest.Digest // DiffIDs of the base image, whose layers stay as they are
+	store content.Store
+}
+
+// rewritings returns what is to be done by platform, of which "" is the only one's; nothing if timestamps aren't rewritten.
+func (e *Exporter) rewritings(attrs map[string]string, src *exporter.Source) (map[string]*rewriting, error) {
+	key := string(exptypes.OptKeyRewriteTimestamp)
+	if v, given := attrs[key]; !given || e.Content == nil {
+		return nil, nil
+	} else if on, err := strconv.ParseBool(v); v != "" && (err != nil || !on) {
+		return nil, nil // BuildKit says what's wrong with it
+	}
+	ps, err := exptypes.ParsePlatforms(src.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	given, _, err := epoch.ParseExporterAttrs(attrs)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]*rewriting{}
+	add := func(id string, p *exptypes.Platform) error {
+		var at *time.Time
+		if given != nil {
+			at = given.Value
+		} else if at, err = epoch.ParseSource(src, nil); err != nil {
+			return err
+		} else if at == nil {
+			if at, err = epoch.ParseSource(src, p); err != nil {
+				return err
+			}
+		}
+		if at == nil {
+			return nil // BuildKit warns
+		}
+		r := &rewriting{epoch: *at, store: e.Content}
+		if dt := exptypes.ParseKey(src.Metadata, exptypes.ExporterImageBaseConfigKey, p); len(dt) > 0 {
+			var img ocispecs.Image
+			if err := json.Unmarshal(dt, &img); err != nil {
+				return fmt.Errorf("configuration of the base image: %w", err)
+			}
+			r.base = img.RootFS.DiffIDs
+		}
+		found[id] = r
+		return nil
+	}
+	if len(src.Refs) == 0 {
+		var p *exptypes.Platform
+		if len(ps.Platforms) > 0 {
+			p = &ps.Platforms[0]
+		}
+		if err := add("", p); err != nil {
+			return nil, err
+		}
+		return found, nil
+	}
+	for i := range ps.Platforms {
+		if err := add(ps.Platforms[i].ID, &ps.Platforms[i]); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// do rewrites the layers of a remote, all at once.
+func (r *rewriting) do(ctx context.Context, remote *solver.Remote, comp compression.Config) (*solver.Remote, error) {
+	if r == nil {
+		return remote, nil
+	}
+	descs := slices.Clone(remote.Descriptors)
+	cs := contentutil.NewStoreWithProvider(r.store, remote.Provider)
+	eg, ctx := errgroup.WithContext(ctx)
+	inBase := true
+	for i, desc := range descs {
+		inBase = inBase && i < len(r.base) && desc.Annotations[labels.LabelUncompressed] == r.base[i].String()
+		if inBase {
+			continue
+		}
+		eg.Go(func() error {
+			rewritten, err := r.layer(ctx, cs, desc, comp)
+			if err != nil {
+				return fmt.Errorf("rewrite the timestamps of layer %s: %w", desc.Digest, err)
+			}
+			if rewritten != nil {
+				descs[i] = *rewritten
+			}
+			return nil
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, err
+	}
+	return &solver.Remote{Descriptors: descs, Provider: cs}, nil
+}
+
+// layer rewrites one layer, unless it has been rewritten before; nil means that it's right as it is.
+func (r *rewriting) layer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor, comp compression.Config) (*ocispecs.Descriptor, error) {
+	key := r.key(comp)
+	if known := r.known(ctx, cs, desc.Digest, key); known != nil {
+		return known, nil
+	}
+	convert, err := converter.NewWithRewriteTimestamp(ctx, cs, desc, comp, &r.epoch, nil)
+	if err != nil || convert == nil {
+		return nil, err
+	}
+	rewritten, err := convert(ctx, cs, desc)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.remember(ctx, cs, desc.Digest, key, *rewritten); err != nil {
+		bklog.G(ctx).WithError(err).WithField("layer", desc.Digest).Warn("a layer that was rewritten for its timestamps isn't kept")
+	}
+	return rewritten, nil
+}
+
+// A blob that was rewritten has a label with the descriptor of what it has become, and another one that keeps that as long as itself.
+const (
+	rewrittenLabel = "buildkitd-lazy/rewritten."
+	rewrittenGC    = "containerd.io/gc.ref.content.rewritten-"
+)
+
+// key names the time and what writes the layer.
+func (r *rewriting) key(comp compression.Config) string {
+	how := comp.Type.String()
+	if comp.Level != nil {
+		how = fmt.Sprintf("%s %d", how, *comp.Level)
+	}
+	if e, ok := comp.Type.(*eStargz); ok {
+		how = labelOf(e.opt)
+	}
+	return digest.FromString(fmt.Sprintf("%d %s", r.epoch.UTC().Unix(), how)).Encoded()[:16]
+}
+
+func (r *rewriting) known(ctx context.Context, cs content.Store, of digest.Digest, key string) *ocispecs.Descriptor {
+	info, err := cs.Info(ctx, of)
+	if err != nil {
+		return nil
+	}
+	var desc ocispecs.Descriptor
+	if json.Unmarshal([]byte(info.Labels[rewrittenLabel+key]), &desc) != nil {
+		return nil
+	}
+	if _, err := cs.Info(ctx, desc.Digest); err != nil {
+		return nil
+	}
+	return &desc
+}
+
+func (r *rewriting) remember(ctx context.Context, cs content.Store, of digest.Digest, key string, desc ocispecs.Descriptor) error {
+	dt, err := json.Marshal(desc)
+	if err != nil {
+		return err
+	}
+	info := content.Info{Digest: of, Labels: map[string]string{rewrittenLabel + key: string(dt), rewrittenGC + key: desc.Digest.String()}}
+	_, err = cs.Update(ctx, info, "labels."+rewrittenLabel+key, "labels."+rewrittenGC+key)
+	return err
+}

@@ -1,0 +1,175 @@
+package exporter
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"io"
+	"maps"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/moby/buildkit/cache"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/compression"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+)
+
+// datedTar is a tar of a file of 2001.
+func datedTar(t *testing.T, name string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: 3, ModTime: time.Unix(1e9, 0)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("abc")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// counted counts the blobs that are read.
+type counted struct {
+	content.Store
+	reads int
+}
+
+func (c *counted) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	c.reads++
+	return c.Store.ReaderAt(ctx, desc)
+}
+
+// Layers above the base are rewritten once for each time and way to write them.
+func TestRewrite(t *testing.T) {
+	cs := contentStore(t)
+	base, own := put(t, cs, datedTar(t, "base")), put(t, cs, datedTar(t, "own"))
+	for _, d := range []*ocispecs.Descriptor{&base, &own} {
+		d.Annotations = map[string]string{labels.LabelUncompressed: d.Digest.String()}
+	}
+	from := &counted{Store: cs}
+	do := func(epoch int64, comp compression.Config, reads bool) ocispecs.Descriptor {
+		t.Helper()
+		from.reads = 0
+		r := &rewriting{epoch: time.Unix(epoch, 0), base: []digest.Digest{base.Digest}, store: cs}
+		remote := &solver.Remote{Descriptors: []ocispecs.Descriptor{base, own}, Provider: from}
+		got, err := r.do(t.Context(), remote, comp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := got.Descriptors[0]; d.Digest != base.Digest {
+			t.Errorf("the base's layer is %s, want %s", d.Digest, base.Digest)
+		}
+		if remote.Descriptors[1].Digest != own.Digest {
+			t.Error("the caller's descriptors have changed")
+		}
+		if (from.reads > 0) != reads {
+			t.Errorf("%d blobs were read, want that there are any: %t", from.reads, reads)
+		}
+		d := got.Descriptors[1]
+		if d.Digest == own.Digest || d.Annotations["buildkit/rewritten-timestamp"] != strconv.FormatInt(epoch, 10) {
+			t.Errorf("rewritten: %+v", d)
+		}
+		return d
+	}
+	lazy, gzip := ours(estargz.WriteOptions{}), compression.New(compression.Gzip)
+	first := do(5, lazy, true)
+	rc, err := compression.EStargz.Decompress(t.Context(), cs, first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	for tr := tar.NewReader(rc); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h.ModTime.Unix() != 5 {
+			t.Errorf("%s is of %s", h.Name, h.ModTime)
+		}
+	}
+	if again := do(5, lazy, false); again.Digest != first.Digest || !maps.Equal(again.Annotations, first.Annotations) {
+		t.Errorf("again: %+v, want %+v", again, first)
+	}
+	do(6, lazy, true)
+	do(5, gzip, true)
+	do(5, gzip.SetLevel(1), true)
+	do(5, ours(estargz.WriteOptions{ChunkSize: 64 << 10}), true)
+	do(5, gzip, false)
+}
+
+// What BuildKit would log, and export as it was, is an error.
+func TestRewriteFails(t *testing.T) {
+	missing := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: digest.FromString("missing"), Size: 7}
+	cs := contentStore(t)
+	r := &rewriting{epoch: time.Unix(1, 0), store: cs}
+	_, err := r.do(t.Context(), &solver.Remote{Descriptors: []ocispecs.Descriptor{missing}, Provider: cs}, ours(estargz.WriteOptions{}))
+	if err == nil || !strings.Contains(err.Error(), missing.Digest.String()) {
+		t.Errorf("error %v, want one that names the layer", err)
+	}
+}
+
+func TestRewritings(t *testing.T) {
+	type meta = map[string][]byte
+	platforms := []byte(`{"Platforms":[{"ID":"linux/amd64","Platform":{"os":"linux","architecture":"amd64"}},{"ID":"linux/arm64","Platform":{"os":"linux","architecture":"arm64"}}]}`)
+	config := []byte(`{"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("a", 64) + `"]}}`)
+	for name, c := range map[string]struct {
+		attrs map[string]string
+		meta  meta
+		refs  []string
+		want  map[string]int64
+		err   bool
+	}{
+		"not asked for":       {nil, meta{"source.date.epoch": []byte("5")}, nil, nil, false},
+		"false":               {map[string]string{"rewrite-timestamp": "false"}, meta{"source.date.epoch": []byte("5")}, nil, nil, false},
+		"nonsense":            {map[string]string{"rewrite-timestamp": "perhaps"}, nil, nil, nil, false}, // BuildKit's to refuse
+		"no time":             {map[string]string{"rewrite-timestamp": "true"}, nil, nil, map[string]int64{}, false},
+		"the frontend's":      {map[string]string{"rewrite-timestamp": ""}, meta{"source.date.epoch": []byte("5")}, nil, map[string]int64{"": 5}, false},
+		"the exporter's":      {map[string]string{"rewrite-timestamp": "1", "source-date-epoch": "7"}, meta{"source.date.epoch": []byte("5")}, nil, map[string]int64{"": 7}, false},
+		"several platforms":   {map[string]string{"rewrite-timestamp": "true"}, meta{"source.date.epoch/linux/amd64": []byte("5"), "refs.platforms": platforms}, []string{"linux/amd64", "linux/arm64"}, map[string]int64{"linux/amd64": 5}, false},
+		"time is no number":   {map[string]string{"rewrite-timestamp": "true", "source-date-epoch": "noon"}, nil, nil, nil, true},
+		"platforms are wrong": {map[string]string{"rewrite-timestamp": "true"}, meta{"refs.platforms": []byte("{")}, nil, nil, true},
+		"base is wrong":       {map[string]string{"rewrite-timestamp": "true", "source-date-epoch": "7"}, meta{exptypes.ExporterImageBaseConfigKey: []byte("{")}, nil, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := &Exporter{Content: contentStore(t)}
+			src := &bkexporter.Source{Metadata: meta{exptypes.ExporterImageBaseConfigKey: config}}
+			maps.Copy(src.Metadata, c.meta)
+			for _, id := range c.refs {
+				if src.Refs == nil {
+					src.Refs = map[string]cache.ImmutableRef{}
+				}
+				src.Refs[id] = &askedRef{}
+			}
+			got, err := e.rewritings(c.attrs, src)
+			if (err != nil) != c.err {
+				t.Fatalf("error %v", err)
+			}
+			times := map[string]int64{}
+			for id, r := range got {
+				times[id] = r.epoch.Unix()
+				if len(r.base) != 1 {
+					t.Errorf("%q: %d layers of the base", id, len(r.base))
+				}
+			}
+			if c.want == nil && got != nil || !maps.Equal(times, c.want) && c.want != nil {
+				t.Errorf("rewritten to %v, want %v", times, c.want)
+			}
+		})
+	}
+}
