@@ -134,3 +134,80 @@ func TestSnapshotOfNoImage(t *testing.T) {
 	}
 	b.wantLog()
 }
+
+// unlazying is a cache that BuildKit reads as long as the client is there.
+type unlazying struct{ cacheServer }
+
+func (unlazying) UnlazySession(ocispecs.Descriptor) session.Group { return session.NewGroup("client") }
+
+func (cacheAtHand) Info(_ context.Context, dgst digest.Digest) (content.Info, error) {
+	return content.Info{Digest: dgst}, nil
+}
+
+// cacheAtHand is an imported cache in a registry.
+type cacheAtHand struct{ cacheServer }
+
+// A result of an imported cache is lazy above FROM's layers if the cache is in a registry, and says what its tables of contents are.
+func TestImportedLayersOfCache(t *testing.T) {
+	for name, c := range map[string]struct {
+		provider content.InfoReaderProvider
+		ref      string
+		lazy     []bool
+		lines    []string
+	}{
+		"registry":  {cacheAtHand{}, "registry.test/cache:1", []bool{true, false, true}, nil},
+		"elsewhere": {cacheAtHand{}, "", []bool{false, false, false}, nil},
+		"client":    {unlazying{}, "", []bool{false, false, false}, []string{"pulling layer lazy0 : its cache isn't in a registry", "pulling layer eager : its cache isn't in a registry", "pulling layer lazy1 : its cache isn't in a registry"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			names := []string{"lazy0", "eager", "lazy1"}
+			b := newBench(t, names...)
+			b.plans = plans{} // nothing is known of an image
+			ctx := solver.WithCacheOptGetter(t.Context(), func(_ bool, keys ...any) map[any]any {
+				found := map[any]any{}
+				for _, k := range keys {
+					if _, ok := k.(cache.DescHandlerKey); !ok {
+						found[k] = progressLog{b} // BuildKit's key for it is its own
+					}
+				}
+				return found
+			})
+			remote := &solver.Remote{Provider: c.provider}
+			for i := range b.plan.layers {
+				d := b.plan.layers[i].desc
+				d.Annotations = maps.Clone(d.Annotations)
+				if d.Annotations == nil {
+					d.Annotations = map[string]string{}
+				}
+				d.Annotations[labels.LabelUncompressed] = digest.FromString("unpacked " + names[i]).String()
+				if c.ref != "" {
+					d.Annotations[annotationCacheRef] = c.ref
+				}
+				remote.Descriptors = append(remote.Descriptors, d)
+			}
+			_, top := records(t, b.plan)
+			_, err := b.FromRemote(ctx, remote, func(_ context.Context, got *solver.Remote) (cache.ImmutableRef, error) {
+				p := got.Provider.(*contentutil.MultiProvider)
+				for i := range got.Descriptors {
+					l := p.SnapshotLabels(got.Descriptors, i)
+					if (l[tocAnnotation] != "") != c.lazy[i] || l[snapshot.LabelRef] != c.ref {
+						t.Errorf("layer %d: labels %v, want it lazy: %t", i, l, c.lazy[i])
+					}
+					if unlazy := p.UnlazySession(got.Descriptors[i]) != nil; unlazy != (name == "client") {
+						t.Errorf("layer %d is pulled at once: %t", i, unlazy)
+					}
+				}
+				return top, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range b.plan.layers {
+				if _, known := b.origins.get(b.plan.layers[i].desc.Digest); known != (c.ref != "") {
+					t.Errorf("the origin of layer %d is kept: %t", i, known)
+				}
+			}
+			b.wantLines(names, c.lines...)
+		})
+	}
+}

@@ -28,6 +28,7 @@ const tocAnnotation = estargz.TOCJSONDigestAnnotation
 const (
 	reasonNoTOC  = "no table of contents"
 	reasonLayout = "its OCI layout is read through the client"
+	reasonCache  = "its cache isn't in a registry"
 )
 
 // plan is what is to become of the layers of an image.

@@ -106,8 +106,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	target := info.Labels[snapshot.LabelTarget]
 	p := s.plans.get(info.Labels[labelPlan])
-	if target != "" && info.Labels[snapshot.LabelRef] == "" {
-		return errPull // nobody knows where it could be mounted from: it's an imported cache's, say
+	if target != "" && info.Labels[snapshot.LabelRef] == "" && p == nil {
+		return errPull // nobody knows where it could be mounted from
 	}
 	if target == "" || p == nil {
 		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
