@@ -25,6 +25,8 @@
 // With -export it measures instead how long an image takes that has been built, to be written as layers into the content store: ours as
 // eStargz, stock BuildKit as eStargz, gzip and zstd. Memory is the daemon's peak over what it took before.
 //
+// With -push it measures what goes over the network when a one-line change on top of the lazy Debian image is built, exported and pushed.
+//
 // Base images are kept in the user's cache directory (BUILDKITD_LAZY_BENCH_CACHE replaces it); making the Debian one
 // takes some minutes. Everything else goes when the bench ends or is interrupted. With -json the file is rewritten after each
 // measurement, so an interrupted bench leaves its figures.
@@ -93,6 +95,9 @@ func run(ctx context.Context, p plan) (err error) {
 		return err
 	}
 	defer remove()
+	if p.push {
+		return change(ctx, p, work, os.Stdout)
+	}
 	if p.export {
 		return exports(ctx, p, work, os.Stdout)
 	}

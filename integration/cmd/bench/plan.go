@@ -41,6 +41,7 @@ type plan struct {
 	json        string
 	lock        string
 	export      bool // measure exports, and nothing else
+	push        bool // measure a push, and nothing else
 }
 
 // parse makes a plan of the command line.
@@ -57,6 +58,7 @@ func parse(args []string) (plan, error) {
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
 	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
 	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -runs, -timeout and -lock count")
+	push := fs.Bool("push", false, "measure what goes over the network when a one-line change on top of the lazy Debian image is exported and pushed, instead of builds; of the flags, -timeout and -lock count")
 	if err := fs.Parse(args); err != nil {
 		return plan{}, err
 	}
@@ -82,7 +84,7 @@ func parse(args []string) (plan, error) {
 			}
 		}
 	}
-	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export}
+	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export, push: *push}
 	self := func(s string) string { return s }
 	var errs [5]error
 	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })
