@@ -6,6 +6,9 @@
 // interface, so this one stands in for BuildKit's own, and nothing else of the exporters is replaced: [New] wraps one, and the refs
 // that it exports; [Cache] wraps one of caches. A layer that is eStargz already is taken as it is.
 //
+// A push reads the blobs of lazy layers from where they are, which [Blobs] knows, and keeps nothing of them; unless others of the same build
+// want them too. What was converted, or rewritten for SOURCE_DATE_EPOCH, is found again by labels of its blob.
+//
 // All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
 // nothing in the content store that anything refers to.
 //

@@ -14,6 +14,9 @@
 // layer on). What it does and what was fetched shows in the progress of the FROM
 // step.
 //
+// Results of imported caches get plans too: lazy are the layers of images that the build is FROM, and those of caches in registries. Who sends
+// lazy layers elsewhere reads them by [Snapshotter.Stream], verified as a whole.
+//
 // A lazy layer that can't be opened is pulled, with its reason. The exception is
 // a layer whose table of contents isn't the one its manifest promises: that fails
 // the build.
