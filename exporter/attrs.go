@@ -136,7 +136,7 @@ func writeOptions(attrs map[string]string) (opt estargz.WriteOptions, err error)
 		if n < a.least || n > estargz.MaxChunkSize {
 			return opt, fmt.Errorf("%s=%s is out of range: want %d to %d bytes", a.key, v, a.least, int64(estargz.MaxChunkSize))
 		}
-		*a.to = n
+		*a.to = max(n, 1) // 0 is no default here: each file by itself, which takes one byte at least
 	}
 	return opt, nil
 }

@@ -430,7 +430,7 @@ func TestWriteOptions(t *testing.T) {
 		"estargz-chunk-size=65536":    {ChunkSize: 65536},
 		"estargz-chunk-size=4k":       {ChunkSize: 4096},
 		"estargz-chunk-size=64MiB":    {ChunkSize: 64 << 20},
-		"estargz-min-chunk-size=0":    {},
+		"estargz-min-chunk-size=0":    {MinChunkSize: 1},
 		"estargz-min-chunk-size=256k": {MinChunkSize: 256 << 10},
 	} {
 		key, value, given := strings.Cut(attr, "=")

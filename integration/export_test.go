@@ -217,9 +217,9 @@ func TestExportChunkSizes(t *testing.T) {
 		frames, chunks int // of the last layer, 100 small files; and of the one with 300,000 random bytes
 		large          int
 	}{
-		{"", 100, 100, 2},
-		{",estargz-min-chunk-size=64k", 2, 100, 2}, // with the headers
-		{",estargz-chunk-size=64k", 100, 100, 6},
+		{"", 2, 100, 2}, // with the headers
+		{",estargz-min-chunk-size=0", 100, 100, 2},
+		{",estargz-chunk-size=64k,estargz-min-chunk-size=0", 100, 100, 6},
 		{",estargz-chunk-size=64k,estargz-min-chunk-size=200k", 1, 100, 6},
 	} {
 		t.Run(c.attrs, func(t *testing.T) {

@@ -35,7 +35,7 @@ var writers = map[string]writer{
 	"external TOC":          external,
 	"legacy":                legacy,
 	"ours":                  ours(0, 0),
-	"ours, shared frames":   ours(0, 64<<10),
+	"ours, each alone":      ours(0, 1),
 	"ours, chunks":          ours(1000, 1),
 	"ours, tiny chunks":     ours(300, 1),
 	"ours, min chunk":       ours(1000, 2500),

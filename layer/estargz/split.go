@@ -33,7 +33,7 @@ const (
 	// frameSlack is room for headers behind the last payload of a frame.
 	frameSlack = 64 << 10
 	// usualMinChunk is up to which minimal chunk size there is room from the beginning for all that goes into a frame.
-	usualMinChunk = 64 << 10
+	usualMinChunk = DefaultMinChunkSize
 
 	xattrRecord  = "SCHILY.xattr."
 	sparseRecord = "GNU.sparse."

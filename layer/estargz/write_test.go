@@ -27,7 +27,8 @@ import (
 // options are those that layers are cut into frames by.
 var options = map[string]estargz.WriteOptions{
 	"default":   {},
-	"chunks":    {ChunkSize: 1000},
+	"alone":     {MinChunkSize: 1},
+	"chunks":    {ChunkSize: 1000, MinChunkSize: 1},
 	"shared":    {ChunkSize: 1000, MinChunkSize: 2500},
 	"one frame": {ChunkSize: 5000, MinChunkSize: estargz.MaxChunkSize},
 	"stored":    {Level: new(0)},
