@@ -20,14 +20,10 @@
 //
 // [Write] makes a layer of a tar, without loss and on all CPUs, with the first of these footers:
 //
-//	                 one goroutine for each
-//	tar -> splitter -> frame -> compress, digests of chunks -> write, digest of the blob, TOC
-//	                     |                                        ^
-//	                     \----> DiffID, digests of files ---------/    all in the order of the tar
+//	tar -> package frames -> deflate, digests of chunks -> TOC
 //
-// A frame of it begins with the content of a file, or with a chunk of one, and has in it what follows in the tar up to the next frame: padding,
-// headers, and small files together until there are [WriteOptions.MinChunkSize] bytes. Where frames end is known before they are
-// compressed; so the blob doesn't depend on the number of CPUs.
+// A frame of it has what follows in the tar up to the next one, and small files together until there are [WriteOptions.MinChunkSize]
+// bytes: see package frames.
 package estargz
 
 import (

@@ -2,14 +2,12 @@ package estargz
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	gohash "hash"
 	"io"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
 )
 
 // WriteOptions of [Write]. The zero value makes what BuildKit and stargz-snapshotter's readers take for usual.
@@ -27,14 +25,26 @@ type WriteOptions struct {
 	Pool *Pool
 }
 
+// A Pool is that of package frames.
+type Pool = frames.Pool
+
+// NewPool is that of package frames.
+func NewPool(cpus int) *Pool { return frames.NewPool(cpus) }
+
+// What a tar may have that a layer can't.
+var (
+	ErrReserved    = frames.ErrReserved
+	ErrUnsupported = frames.ErrUnsupported
+)
+
 const (
 	// DefaultChunkSize is that of stargz-snapshotter.
-	DefaultChunkSize = 4 << 20
+	DefaultChunkSize = frames.DefaultChunkSize
 	// DefaultMinChunkSize has a reader that wants one small file fetch some 40 KB of a Debian system, or 2 ms of a link of 200 Mbit/s:
 	// a tenth of a round trip of 20 ms. Four times as much would make layers a quarter of a percent smaller.
 	DefaultMinChunkSize = 64 << 10
 	// MaxChunkSize bounds how much of a tar must be in memory at once.
-	MaxChunkSize = 64 << 20
+	MaxChunkSize = frames.MaxChunkSize
 
 	defaultLevel = -1 // see levelFor
 	minLevel     = -2
@@ -72,35 +82,20 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err := opt.complete(); err != nil {
 		return Written{}, err
 	}
-	defer opt.Pool.begin()()
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	j := &job{
-		ctx: ctx, fail: fail, level: *opt.Level, pool: opt.Pool, w: w,
-		toHash: make(chan *frame, maxQueue), toWrite: make(chan *frame, maxQueue),
-		tar: sha256.New(), blob: sha256.New(), toc: newIndex(),
-	}
-	var stages sync.WaitGroup
-	stages.Go(j.hash)
-	stages.Go(j.write)
-	s := newSplitter(ctx, tar, opt, j.send)
-	if err := s.run(); err != nil {
-		fail(err)
-	}
-	close(j.toHash)
-	close(j.toWrite)
-	stages.Wait() // and so, as they wait for every frame, all that compresses
-	if err := context.Cause(ctx); err != nil {
-		return Written{}, err
-	}
-	tocDigest, err := j.finish()
+	f := &format{level: *opt.Level, pool: opt.Pool, toc: frames.NewIndex()}
+	out, err := frames.Write(ctx, w, tar, f, frames.Options{
+		ChunkSize: opt.ChunkSize, MinChunkSize: opt.MinChunkSize, EStargz: true, Pool: opt.Pool, Blob: true, Tar: true,
+	})
 	if err != nil {
 		return Written{}, err
 	}
-	return Written{
-		Digest: sumOf(j.blob), Size: j.written, DiffID: sumOf(j.tar), TarSize: j.tarSize,
-		TOCDigest: tocDigest, Lossy: s.lossy,
-	}, nil
+	tocDigest, err := f.finish(out)
+	if err != nil {
+		return Written{}, err
+	}
+	blob, size := out.Blob()
+	diffID, tarSize := out.Tar()
+	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Lossy: out.Lossy}, nil
 }
 
 // complete checks the options, and puts the defaults in.
@@ -130,128 +125,48 @@ func (o *WriteOptions) complete() error {
 	return nil
 }
 
-// maxQueue is how many frames may wait for their turn. The pool's room mostly allows fewer.
-const maxQueue = 256
-
-// A job is one call of Write: frames go from the splitter to a goroutine each, that compresses it, and in their order to the two
-// stages hash and write. The stages see every frame, also when the job has failed, and it's write that lets go of it.
-type job struct {
-	ctx   context.Context
-	fail  context.CancelCauseFunc
+// A format makes eStargz of frames.
+type format struct {
 	level int
 	pool  *Pool
-
-	toHash, toWrite chan *frame
-
-	// hash's
-	tar     gohash.Hash
-	tarSize int64
-	sums    []digest.Digest // of the files with several chunks
-
-	// write's
-	w       io.Writer
-	blob    gohash.Hash
-	written int64
-	toc     *index
+	toc   *frames.Index
 }
 
-// send takes a frame that is complete.
-func (j *job) send(f *frame) {
-	go func() {
-		defer close(f.packed)
-		if err := j.pool.cpus.Acquire(j.ctx, 1); err != nil {
-			return // the job has failed
-		}
-		defer j.pool.cpus.Release(1)
-		if err := f.pack(j.pool, j.level); err != nil {
-			j.fail(fmt.Errorf("compress: %w", err))
-		}
-	}()
-	j.toHash <- f
-	j.toWrite <- f
+// Pack implements frames.Format.
+func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
+	fr.HashChunks()
+	// What can't be compressed grows by 5 bytes in 64 KiB.
+	return deflate(f.pool.Buffer(len(fr.Tar)+len(fr.Tar)>>10+512), f.level, fr.Tar)
 }
 
-// hash computes the digests that go through all of the tar or of a file.
-func (j *job) hash() {
-	file := sha256.New()
-	for f := range j.toHash {
-		if j.ctx.Err() == nil {
-			j.tar.Write(f.tar)
-			j.tarSize += int64(len(f.tar))
-			for i := range f.records {
-				r := &f.records[i]
-				if r.part == whole {
-					continue
-				}
-				file.Write(r.payload(f))
-				if r.part == lastPart {
-					j.sums = append(j.sums, sumOf(file))
-					file.Reset()
-				}
-			}
+// Put implements frames.Format.
+func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
+	for i := range fr.Records {
+		r := &fr.Records[i]
+		if r.Size > 0 {
+			r.TOC.Offset, r.TOC.InnerOffset = at, int64(r.Start)
 		}
-		close(f.hashed)
-	}
-}
-
-// write writes the frames, and the TOC down.
-func (j *job) write() {
-	for f := range j.toWrite {
-		<-f.packed
-		if j.ctx.Err() == nil {
-			if err := j.put(f); err != nil {
-				j.fail(err)
-			}
-		}
-		<-f.hashed
-		j.pool.release(f)
-	}
-}
-
-func (j *job) put(f *frame) error {
-	for i := range f.records {
-		r := &f.records[i]
-		if r.size > 0 {
-			r.toc.Offset, r.toc.InnerOffset = j.written, int64(r.start)
-		}
-		if err := j.toc.add(r); err != nil {
+		if err := f.toc.Add(r, &r.TOC); err != nil {
 			return err
 		}
-	}
-	return j.output(f.gz)
-}
-
-func (j *job) output(p []byte) error {
-	j.blob.Write(p)
-	j.written += int64(len(p))
-	if _, err := j.w.Write(p); err != nil {
-		return fmt.Errorf("write the layer at %d: %w", j.written-int64(len(p)), err)
 	}
 	return nil
 }
 
 // finish writes the TOC, and the footer that says where it is.
-func (j *job) finish() (digest.Digest, error) {
-	json := j.toc.finish(j.sums)
+func (f *format) finish(out *frames.Output) (digest.Digest, error) {
+	json := f.toc.Finish(out.Sums, "")
 	head, tail, err := aroundTOC(len(json))
 	if err != nil {
 		return "", err
 	}
-	for _, p := range [][]byte{head, json, tail} {
-		j.tar.Write(p)
-		j.tarSize += int64(len(p))
-	}
-	gz, err := deflate(nil, j.level, head, json, tail)
+	gz, err := deflate(nil, f.level, head, json, tail)
 	if err != nil {
 		return "", fmt.Errorf("compress the table of contents: %w", err)
 	}
-	at := j.written
-	if err := j.output(gz); err != nil {
+	_, at := out.Blob()
+	if err := out.Append(gz, head, json, tail); err != nil {
 		return "", err
 	}
-	return digest.FromBytes(json), j.output(footerOf(at))
-}
-
-func sumOf(h gohash.Hash) digest.Digest {
-	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
+	return digest.FromBytes(json), out.Append(footerOf(at))
 }

@@ -1,9 +1,10 @@
-package estargz
+package frames
 
 import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,13 +19,14 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
 var (
 	// ErrReserved is a file of a name that means something to readers of eStargz, and that they would hide or take for what it isn't.
 	ErrReserved = fmt.Errorf("the name is reserved by the eStargz format: %w", fs.ErrInvalid)
-	// ErrUnsupported is an entry that eStargz has no place for.
-	ErrUnsupported = fmt.Errorf("not supported by the eStargz format: %w", fs.ErrInvalid)
+	// ErrUnsupported is an entry that a TOC has no place for.
+	ErrUnsupported = fmt.Errorf("not supported by formats of lazy layers: %w", fs.ErrInvalid)
 )
 
 const (
@@ -33,7 +35,7 @@ const (
 	// frameSlack is room for headers behind the last payload of a frame.
 	frameSlack = 64 << 10
 	// usualMinChunk is up to which minimal chunk size there is room from the beginning for all that goes into a frame.
-	usualMinChunk = DefaultMinChunkSize
+	usualMinChunk = 64 << 10
 
 	xattrRecord  = "SCHILY.xattr."
 	sparseRecord = "GNU.sparse."
@@ -46,19 +48,20 @@ type splitter struct {
 	src                 *recorder
 	tar                 *tar.Reader
 	chunkSize, minChunk int64
+	estargz             bool
 	pool                *Pool
-	send                func(*frame)
+	send                func(*Frame)
 
-	frame *frame // nil when the next byte begins one
+	frame *Frame // nil when the next byte begins one
 	// lossy is the first name that the TOC can't have.
 	lossy          string
 	unames, gnames map[int]string // as the entries before have said them
 }
 
-func newSplitter(ctx context.Context, r io.Reader, opt WriteOptions, send func(*frame)) *splitter {
+func newSplitter(ctx context.Context, r io.Reader, opt Options, send func(*Frame)) *splitter {
 	src := &recorder{r: bufio.NewReaderSize(r, 64<<10)}
 	return &splitter{
-		ctx: ctx, src: src, tar: tar.NewReader(src), chunkSize: opt.ChunkSize, minChunk: opt.MinChunkSize, pool: opt.Pool, send: send,
+		ctx: ctx, src: src, tar: tar.NewReader(src), chunkSize: opt.ChunkSize, minChunk: opt.MinChunkSize, estargz: opt.EStargz, pool: opt.Pool, send: send,
 		unames: map[int]string{}, gnames: map[int]string{},
 	}
 }
@@ -131,7 +134,7 @@ func (s *splitter) rest() error {
 // headers puts what isn't payload into the frame at hand, or into frames of its own when there is much of it.
 func (s *splitter) headers(p []byte) error {
 	for len(p) > 0 {
-		if s.frame != nil && len(s.frame.tar) == s.frame.limit {
+		if s.frame != nil && len(s.frame.Tar) == s.frame.limit {
 			s.flush()
 		}
 		if s.frame == nil {
@@ -139,8 +142,8 @@ func (s *splitter) headers(p []byte) error {
 				return err
 			}
 		}
-		n := min(len(p), s.frame.limit-len(s.frame.tar))
-		s.frame.tar = append(s.frame.tar, p[:n]...)
+		n := min(len(p), s.frame.limit-len(s.frame.Tar))
+		s.frame.Tar = append(s.frame.Tar, p[:n]...)
 		p = p[n:]
 	}
 	return nil
@@ -149,29 +152,40 @@ func (s *splitter) headers(p []byte) error {
 // entry takes an entry whose headers are in the frame.
 func (s *splitter) entry(h *tar.Header) error {
 	clean := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
-	landmark := clean == prefetchLandmark || clean == noPrefetchLandmark
+	landmark := s.estargz && (clean == toc.PrefetchLandmark || clean == toc.NoPrefetchLandmark)
 	switch {
 	case h.Typeflag == tar.TypeXGlobalHeader:
+		if !s.estargz {
+			s.lossy = cmp.Or(s.lossy, h.Name) // Podman takes it for an entry of an unknown type
+		}
 		return nil // no entry: it is in the tar, and unpacking ignores it
-	case clean == tocName:
+	case s.estargz && clean == toc.Name:
 		return ErrReserved
 	case landmark && (h.Typeflag != tar.TypeReg || h.Size != int64(len(landmarkContent))):
 		return ErrReserved
 	}
-	r := record{toc: tocEntry{
+	r := Record{TOC: Entry{
 		Name: h.Name, Mode: h.Mode, UID: h.Uid, GID: h.Gid,
 		Uname: ifChanged(s.unames, h.Uid, h.Uname), Gname: ifChanged(s.gnames, h.Gid, h.Gname),
-		ModTime: modTime(h.ModTime),
-	}}
+		ModTime: timeOf(h.ModTime),
+	}, AccessTime: timeOf(h.AccessTime), ChangeTime: timeOf(h.ChangeTime)}
+	if !s.estargz {
+		r.TOC.LinkName, r.TOC.DevMajor, r.TOC.DevMinor = h.Linkname, h.Devmajor, h.Devminor
+		for _, t := range []time.Time{h.ModTime, h.AccessTime, h.ChangeTime} {
+			if !sayable(t) {
+				s.lossy = cmp.Or(s.lossy, h.Name)
+			}
+		}
+	}
 	for key, value := range h.PAXRecords {
 		if strings.HasPrefix(key, sparseRecord) {
 			return errSparse
 		}
 		if name, ok := strings.CutPrefix(key, xattrRecord); ok {
-			if r.toc.Xattrs == nil {
-				r.toc.Xattrs = map[string][]byte{}
+			if r.TOC.Xattrs == nil {
+				r.TOC.Xattrs = map[string][]byte{}
 			}
-			r.toc.Xattrs[name] = []byte(value)
+			r.TOC.Xattrs[name] = []byte(value)
 			s.mind(h, name)
 		}
 	}
@@ -179,29 +193,30 @@ func (s *splitter) entry(h *tar.Header) error {
 	s.mind(h, h.Linkname)
 	switch h.Typeflag {
 	case tar.TypeReg:
-		r.toc.Type, r.toc.Size = "reg", h.Size
+		r.TOC.Type, r.TOC.Size = "reg", h.Size
 		if h.Size > 0 {
 			return s.file(r, landmark)
 		}
-		r.toc.Digest = digest.FromString("")
+		r.TOC.Digest = digest.FromString("")
 	case tar.TypeLink:
-		r.toc.Type, r.toc.LinkName = "hardlink", h.Linkname
+		r.TOC.Type, r.TOC.LinkName = "hardlink", h.Linkname
 	case tar.TypeSymlink:
-		r.toc.Type, r.toc.LinkName = "symlink", h.Linkname
+		r.TOC.Type, r.TOC.LinkName = "symlink", h.Linkname
 	case tar.TypeDir:
-		r.toc.Type = "dir"
+		r.TOC.Type = "dir"
 	case tar.TypeChar:
-		r.toc.Type, r.toc.DevMajor, r.toc.DevMinor = "char", h.Devmajor, h.Devminor
+		r.TOC.Type, r.TOC.DevMajor, r.TOC.DevMinor = "char", h.Devmajor, h.Devminor
 	case tar.TypeBlock:
-		r.toc.Type, r.toc.DevMajor, r.toc.DevMinor = "block", h.Devmajor, h.Devminor
+		r.TOC.Type, r.TOC.DevMajor, r.TOC.DevMinor = "block", h.Devmajor, h.Devminor
 	case tar.TypeFifo:
-		r.toc.Type = "fifo"
+		r.TOC.Type = "fifo"
 	case tar.TypeGNUSparse:
 		return errSparse
 	default:
 		return fmt.Errorf("entry of type %q: %w", h.Typeflag, ErrUnsupported)
 	}
-	s.frame.records = append(s.frame.records, r)
+	r.Start = len(s.frame.Tar)
+	s.frame.Records = append(s.frame.Records, r)
 	return nil
 }
 
@@ -216,39 +231,39 @@ func (s *splitter) mind(h *tar.Header, name string) {
 }
 
 // file reads the content of a regular file.
-func (s *splitter) file(r record, landmark bool) error {
-	left := r.toc.Size
-	r.part = firstPart
+func (s *splitter) file(r Record, landmark bool) error {
+	left := r.TOC.Size
+	r.Part = FirstPart
 	if left <= s.chunkSize {
-		r.part = whole
+		r.Part = Whole
 	} else {
-		r.toc.Digest = unknownDigest
+		r.TOC.Digest = UnknownDigest
 	}
 	for left > 0 {
 		n := min(left, s.chunkSize)
 		if n == s.chunkSize {
-			r.toc.ChunkSize = n // what has none goes up to the end of the file
+			r.TOC.ChunkSize = n // what has none goes up to the end of the file
 		}
 		if err := s.begin(n, landmark); err != nil {
 			return err
 		}
 		f := s.frame
-		r.start, r.size = len(f.tar), int(n)
-		f.tar = slices.Grow(f.tar, int(n))[:r.start+int(n)]
-		if _, err := io.ReadFull(s.tar, r.payload(f)); err != nil {
+		r.Start, r.Size = len(f.Tar), int(n)
+		f.Tar = slices.Grow(f.Tar, int(n))[:r.Start+int(n)]
+		if _, err := io.ReadFull(s.tar, r.Payload(f)); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
 		}
-		if landmark && string(r.payload(f)) != landmarkContent {
+		if landmark && string(r.Payload(f)) != landmarkContent {
 			return ErrReserved
 		}
-		f.records = append(f.records, r)
+		f.Records = append(f.Records, r)
 		left -= n
-		r = record{part: nextPart, toc: tocEntry{Name: r.toc.Name, Type: "chunk", ChunkOffset: r.toc.ChunkOffset + n}}
+		r = Record{Part: NextPart, TOC: Entry{Name: r.TOC.Name, Type: "chunk", ChunkOffset: r.TOC.ChunkOffset + n}}
 		if left <= s.chunkSize {
-			r.part = lastPart
+			r.Part = LastPart
 		}
 	}
 	return nil
@@ -258,7 +273,7 @@ func (s *splitter) file(r record, landmark bool) error {
 // is what nothing may be before.
 func (s *splitter) begin(n int64, alone bool) error {
 	if f := s.frame; f != nil {
-		size := int64(len(f.tar))
+		size := int64(len(f.Tar))
 		if !alone && f.hasPayload() && size < s.minChunk && size+n <= 2*s.minChunk {
 			return nil
 		}
@@ -268,8 +283,8 @@ func (s *splitter) begin(n int64, alone bool) error {
 }
 
 // hasPayload reports whether a frame has more than headers.
-func (f *frame) hasPayload() bool {
-	return slices.ContainsFunc(f.records, func(r record) bool { return r.size > 0 })
+func (f *Frame) hasPayload() bool {
+	return slices.ContainsFunc(f.Records, func(r Record) bool { return r.Size > 0 })
 }
 
 // open begins a frame.
@@ -296,14 +311,17 @@ func ifChanged(names map[int]string, id int, name string) string {
 	return name
 }
 
-// modTime is a time as the TOC has it, in UTC: none for the beginning of 1970, nor for what RFC 3339 can't say.
-func modTime(t time.Time) string {
+// timeOf is a time as the TOC has it, in UTC: none for the beginning of 1970, nor for what RFC 3339 can't say.
+func timeOf(t time.Time) string {
 	t = t.UTC()
-	if t.IsZero() || t.UnixNano() == 0 || t.Year() < 0 || t.Year() > 9999 {
+	if t.IsZero() || t.UnixNano() == 0 || !sayable(t) {
 		return ""
 	}
 	return t.Format(time.RFC3339Nano)
 }
+
+// sayable reports whether RFC 3339 has a time.
+func sayable(t time.Time) bool { return t.UTC().Year() >= 0 && t.UTC().Year() <= 9999 }
 
 // A recorder remembers what is read through it, when it is told to.
 type recorder struct {

@@ -1,0 +1,157 @@
+package frames
+
+import (
+	"context"
+	"math/bits"
+	"runtime"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+)
+
+// A Pool bounds what the writers that share it take together: CPUs, and memory for frames in the making. It is safe for concurrent use.
+type Pool struct {
+	cpus *semaphore.Weighted
+	// room is for as many bytes of tars as keep the CPUs busy while a large frame holds up the small ones behind it.
+	room        *semaphore.Weighted
+	size, share int64
+
+	mu   sync.Mutex
+	jobs int
+	// free are buffers that nobody uses, by the room that they have, and kept how much that is in all. A sync.Pool
+	// would keep as many again, and go on to do so for a while when there are no jobs any more.
+	free map[int][][]byte
+	kept int64
+}
+
+// NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. There is a chunk of [DefaultChunkSize] of a tar for each, and two more, and as
+// much again for what they are compressed to.
+func NewPool(cpus int) *Pool {
+	if cpus <= 0 {
+		cpus = runtime.GOMAXPROCS(0)
+	}
+	frames := int64(cpus) + 2
+	share := int64(DefaultChunkSize + frameSlack)
+	return &Pool{
+		cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(frames * share), size: frames * share, share: share,
+		free: map[int][][]byte{},
+	}
+}
+
+// begin is called at the beginning of a job, and what it returns at its end.
+func (p *Pool) begin() (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.jobs++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.jobs--; p.jobs == 0 {
+			clear(p.free)
+			p.kept = 0
+		}
+	}
+}
+
+// frame waits for room for a frame of up to limit bytes of a tar, of which size are expected. Who has one must not wait for another
+// before it is sent.
+func (p *Pool) frame(ctx context.Context, size, limit int) (*Frame, error) {
+	// Chunks above the default size take more than their share, or none would be compressed beside another.
+	room := min(int64(limit), p.share)
+	if err := p.room.Acquire(ctx, room); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return &Frame{
+		Tar: p.Buffer(size), limit: limit, room: room,
+		packed: make(chan struct{}), hashed: make(chan struct{}),
+	}, nil
+}
+
+func (p *Pool) release(f *Frame) {
+	p.put(f.Tar)
+	p.put(f.out)
+	p.room.Release(f.room)
+}
+
+// A Frame is a piece of a tar that is compressed by itself. It begins with a payload, unless it has none, so that readers find that without
+// decompressing what is before; behind each payload are the headers of what follows in the tar.
+type Frame struct {
+	Tar     []byte
+	Records []Record
+
+	limit int // of len(Tar)
+	room  int64
+	out   []byte
+	// packed is closed when out and the digests of the records are there, or the job has failed; hashed when Tar isn't read any more.
+	packed, hashed chan struct{}
+}
+
+// A Record is an entry of the TOC in the making, and where its payload is in the frame. One without a payload stands where that would
+// be: behind its headers.
+type Record struct {
+	TOC         Entry
+	Start, Size int
+	Part        Part
+	// AccessTime and ChangeTime are as the TOC would have them, "" if the tar doesn't.
+	AccessTime, ChangeTime string
+	// CRC is for a format to keep what it has found out in Pack.
+	CRC uint64
+}
+
+// A Part is what a chunk is of its file.
+type Part int
+
+// The parts.
+const (
+	Whole Part = iota // all of it, or no chunk at all
+	FirstPart
+	NextPart
+	LastPart
+)
+
+// Payload returns the chunk.
+func (r *Record) Payload(f *Frame) []byte { return f.Tar[r.Start:][:r.Size] }
+
+// HashChunks computes the digests of the chunks, for a Format's Pack.
+func (f *Frame) HashChunks() {
+	for i := range f.Records {
+		r := &f.Records[i]
+		if r.Size == 0 {
+			continue
+		}
+		r.TOC.ChunkDigest = digest.FromBytes(r.Payload(f))
+		if r.Part == Whole {
+			r.TOC.Digest = r.TOC.ChunkDigest
+		}
+	}
+}
+
+// leastBuffer is for the frames of small files.
+const leastBuffer = 64 << 10
+
+// Buffer returns an empty buffer with room for so many bytes. There are eight sizes between one power of two and the next.
+func (p *Pool) Buffer(size int) []byte {
+	size = max(size, leastBuffer)
+	step := 1 << (bits.Len(uint(size-1)) - 4)
+	size = (size + step - 1) / step * step
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if free := p.free[size]; len(free) > 0 {
+		b := free[len(free)-1]
+		p.free[size] = free[:len(free)-1]
+		p.kept -= int64(size)
+		return b
+	}
+	return make([]byte, 0, size)
+}
+
+// put takes a buffer back that nobody uses any more.
+func (p *Pool) put(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if size := int64(cap(b)); size > 0 && p.kept+size <= p.size {
+		p.free[cap(b)] = append(p.free[cap(b)], b[:0])
+		p.kept += size
+	}
+}
