@@ -1,4 +1,4 @@
-// Package zstdchunked opens zstd:chunked layers: zstd-compressed tars whose files begin zstd frames of their own, and whose table of contents
+// Package zstdchunked opens and writes zstd:chunked layers: zstd-compressed tars whose files begin zstd frames of their own, and whose table of contents
 // (TOC), the JSON of package toc, stands behind them in a frame that decompressors skip. There are two dialects, which cannot read each
 // other:
 //
@@ -17,6 +17,10 @@
 // digest isn't the one that the caller expects. A layer that can't be had chunk by chunk with a digest for each is [toc.ErrUnverifiable];
 // a hostile or damaged one is an error that wraps [fs.ErrInvalid], from here or from the packages toc and layer. In all these cases the
 // layer may still be pulled as a whole. Errors of the io.ReaderAt come through.
+//
+// [Write] makes a layer of a tar in Podman's dialect, without loss and on all CPUs: see package frames. It decompresses to that tar and nothing
+// else, so the DiffID is the tar's. The bytes of one blob could serve readers of both dialects; its descriptor can't, as Podman refuses a
+// layer with the annotations of both, and stargz-snapshotter uses none without its own.
 package zstdchunked
 
 import (

@@ -1,0 +1,201 @@
+package zstdchunked
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc64"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/vbatts/tar-split/tar/storage"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
+)
+
+// WriteOptions of [Write]. The zero value works.
+type WriteOptions struct {
+	// Level is zstd's, 1 to 22. Nil and 0 are 3. There are four that differ: 1, 3, 6 and 10.
+	Level *int
+	// ChunkSize is how many bytes of a file are a chunk, up to [frames.MaxChunkSize]. 0 is [frames.DefaultChunkSize].
+	ChunkSize int64
+	// Pool is what is shared with other writers. Nil is one for all CPUs.
+	Pool *frames.Pool
+	// NoDigests leaves out Digest and DiffID, for a caller who computes them anyway.
+	NoDigests bool
+}
+
+const (
+	minLevel, maxLevel = 0, 22
+	// maxTOC is what Podman takes of a TOC, in bytes.
+	maxTOC = 150 << 20
+)
+
+// Written is what [Write] has found out on the way.
+type Written struct {
+	// Digest and Size are the blob's.
+	Digest digest.Digest
+	Size   int64
+	// DiffID and TarSize are those of what the blob decompresses to: the tar.
+	DiffID  digest.Digest
+	TarSize int64
+	// Annotations are what the layer's descriptor must have to be more than a zstd-compressed tar.
+	Annotations map[string]string
+	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: names that aren't UTF-8, two of one name, times that
+	// RFC 3339 doesn't know, headers for all of the tar. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
+	// annotations.
+	Lossy string
+}
+
+// Write makes a zstd:chunked layer of a tar, in Podman's dialect, and writes it to w.
+//
+// The blob decompresses to the tar, byte by byte. What it is depends on the tar and the options alone. It is compressed as package frames
+// has it; what is in memory for each entry is some 300 bytes of TOC, and its headers, compressed.
+//
+// A tar that can't be a layer without loss is an [layer.EntryError]: one that has sparse files or unknown types. One that ends early is an
+// error that wraps [io.ErrUnexpectedEOF].
+func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (Written, error) {
+	if opt.ChunkSize == 0 {
+		opt.ChunkSize = frames.DefaultChunkSize
+	}
+	if opt.ChunkSize < 1 || opt.ChunkSize > frames.MaxChunkSize {
+		return Written{}, fmt.Errorf("chunk size of %d bytes: want 1 to %d", opt.ChunkSize, frames.MaxChunkSize)
+	}
+	level := zstd.SpeedDefault
+	if opt.Level != nil && *opt.Level != 0 {
+		if *opt.Level < minLevel || *opt.Level > maxLevel {
+			return Written{}, fmt.Errorf("compression level %d: there are levels %d to %d", *opt.Level, minLevel, maxLevel)
+		}
+		level = zstd.EncoderLevelFromZstd(*opt.Level)
+	}
+	if opt.Pool == nil {
+		opt.Pool = frames.NewPool(0)
+	}
+	split, err := newTarSplit()
+	if err != nil {
+		return Written{}, err
+	}
+	f := &format{level: level, pool: opt.Pool, toc: frames.NewIndex(), split: split}
+	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, Pool: opt.Pool, Blob: !opt.NoDigests, Tar: !opt.NoDigests})
+	if err != nil {
+		return Written{}, err
+	}
+	var written Written
+	if written.Lossy = out.Lossy; written.Lossy == "" {
+		written.Lossy = split.twice
+	}
+	if written.Lossy == "" {
+		if written.Annotations, err = f.finish(out); err != nil {
+			return Written{}, err
+		}
+	}
+	written.Digest, written.Size = out.Blob()
+	written.DiffID, written.TarSize = out.Tar()
+	return written, nil
+}
+
+// An entry is one of the TOC, as Podman's storage library has it in minimal.FileMetadata.
+type entry struct {
+	frames.Entry
+	EndOffset  int64  `json:"endOffset,omitempty"`
+	AccessTime string `json:"accesstime,omitempty"`
+	ChangeTime string `json:"changetime,omitempty"`
+}
+
+// A format makes zstd:chunked of frames.
+type format struct {
+	level zstd.EncoderLevel
+	pool  *frames.Pool
+	toc   *frames.Index
+	split *tarSplit
+}
+
+// Pack implements frames.Format.
+func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
+	fr.HashChunks()
+	for i := range fr.Records {
+		if r := &fr.Records[i]; r.Part == frames.Whole && r.Size > 0 {
+			r.CRC = crc64.Checksum(r.Payload(fr), storage.CRCTable)
+		}
+	}
+	// What can't be compressed grows by 3 bytes in 128 KiB.
+	return compress(f.pool.Buffer(len(fr.Tar)+len(fr.Tar)>>12+512), f.level, fr.Tar)
+}
+
+// Put implements frames.Format.
+func (f *format) Put(fr *frames.Frame, at int64, size int) error {
+	for i := range fr.Records {
+		r := &fr.Records[i]
+		e := entry{Entry: r.TOC, AccessTime: r.AccessTime, ChangeTime: r.ChangeTime}
+		e.Uname, e.Gname = "", ""
+		e.ChunkSize = int64(r.Size)
+		if r.Part == frames.Whole {
+			e.ChunkSize, e.ChunkDigest = 0, ""
+		}
+		if r.Size > 0 {
+			e.Offset, e.EndOffset = at, at+int64(size)
+		}
+		if err := f.toc.Add(r, &e); err != nil {
+			return err
+		}
+	}
+	return f.split.add(fr)
+}
+
+// finish writes what is behind the frames, and returns the annotations that lead there.
+func (f *format) finish(out *frames.Output) (map[string]string, error) {
+	split, err := f.split.finish()
+	if err != nil {
+		return nil, err
+	}
+	json := f.toc.Finish(out.Sums, `,"tarSplitDigest":"`+digest.FromBytes(split).String()+`"`)
+	if len(json) > maxTOC {
+		return nil, nil // Podman won't have it
+	}
+	packed, err := compress(nil, f.level, json)
+	if err != nil {
+		return nil, fmt.Errorf("compress the table of contents: %w", err)
+	}
+	_, end := out.Blob()
+	at := end + frameHeader
+	splitAt := at + int64(len(packed)) + frameHeader
+	footer := make([]byte, 0, podmanFooter)
+	for _, n := range []int64{at, int64(len(packed)), int64(len(json)), manifestType, splitAt, int64(len(split)), f.split.size} {
+		footer = binary.LittleEndian.AppendUint64(footer, uint64(n))
+	}
+	footer = append(footer, podmanMagic...)
+	for _, p := range [][]byte{packed, split, footer} {
+		head := binary.LittleEndian.AppendUint32([]byte(skippable), uint32(len(p)))
+		if err := out.Append(head); err != nil {
+			return nil, err
+		}
+		if err := out.Append(p); err != nil {
+			return nil, err
+		}
+	}
+	return map[string]string{
+		ChecksumAnnotation: digest.FromBytes(packed).String(),
+		PositionAnnotation: fmt.Sprintf("%d:%d:%d:%d", at, len(packed), len(json), manifestType),
+		TarSplitAnnotation: fmt.Sprintf("%d:%d:%d", splitAt, len(split), f.split.size),
+	}, nil
+}
+
+// compress appends a zstd frame to a buffer. The same bytes make the same frame, whatever was compressed before.
+func compress(to []byte, level zstd.EncoderLevel, p []byte) ([]byte, error) {
+	free := &encoders[level]
+	e, _ := free.Get().(*zstd.Encoder)
+	if e == nil {
+		var err error
+		// The digests of chunks and layers say more than checksums of frames would.
+		if e, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true)); err != nil {
+			return nil, err
+		}
+	}
+	defer free.Put(e)
+	return e.EncodeAll(p, to), nil
+}
+
+// encoders holds those that nobody uses, by level.
+var encoders [zstd.SpeedBestCompression + 1]sync.Pool

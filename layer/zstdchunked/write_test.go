@@ -1,0 +1,257 @@
+package zstdchunked_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	splittar "github.com/vbatts/tar-split/archive/tar"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
+)
+
+// ours is this package's own writer.
+func ours(chunk int64) writer {
+	return func(t testing.TB, tar []byte) blob {
+		t.Helper()
+		var b bytes.Buffer
+		w, err := zstdchunked.Write(t.Context(), &b, bytes.NewReader(tar), zstdchunked.WriteOptions{ChunkSize: chunk})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return blob{b.Bytes(), w.Annotations}
+	}
+}
+
+func TestWrite(t *testing.T) {
+	for content, entries := range layers {
+		for _, chunk := range []int64{0, 1000, 100} {
+			t.Run(fmt.Sprint(content, chunk), func(t *testing.T) {
+				compare(t, ours(chunk), entries)
+				roundTrip(t, layertest.Tar(t, entries...), chunk)
+			})
+		}
+	}
+}
+
+func TestWriteRandom(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 2))
+			entries := layertest.Random(r, r.IntN(80))
+			chunk := []int64{0, 1000, 300}[seed%3]
+			compare(t, ours(chunk), entries)
+			roundTrip(t, layertest.Tar(t, entries...), chunk)
+		})
+	}
+}
+
+// roundTrip writes a layer, decompresses it, and makes the tar of it once more as Podman does: of the files that the TOC says, and of the
+// headers.
+func roundTrip(t *testing.T, in []byte, chunk int64) {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{ChunkSize: chunk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := decompress(out.Bytes()); err != nil || !bytes.Equal(plain, in) {
+		t.Errorf("decompresses to %d bytes, of %d (%v)", len(plain), len(in), err)
+	}
+	if w.Digest != digest.FromBytes(out.Bytes()) || w.Size != int64(out.Len()) || w.DiffID != digest.FromBytes(in) || w.TarSize != int64(len(in)) {
+		t.Errorf("%+v", w)
+	}
+	var at, size, raw int64
+	if _, err := fmt.Sscanf(w.Annotations[zstdchunked.TarSplitAnnotation], "%d:%d:%d", &at, &size, &raw); err != nil {
+		t.Fatal(err)
+	}
+	split, err := decompress(out.Bytes()[at:][:size])
+	if err != nil || int64(len(split)) != raw {
+		t.Fatalf("tar-split of %d bytes, want %d: %v", len(split), raw, err)
+	}
+	b := open(t, blob{out.Bytes(), w.Annotations}, bytes.NewReader(out.Bytes()))
+	data := layertest.Fill(t, b.Layer, bytes.NewReader(out.Bytes()))
+	var again bytes.Buffer
+	if err := asm.WriteOutputTarStream(files{b.Layer, data}, storage.NewJSONUnpacker(bytes.NewReader(split)), &again); err != nil || !bytes.Equal(again.Bytes(), in) {
+		t.Errorf("made again it has %d bytes, want %d: %v", again.Len(), len(in), err)
+	}
+	var names []string
+	if err := asm.IterateHeaders(storage.NewJSONUnpacker(bytes.NewReader(split)), func(h *splittar.Header) error {
+		names = append(names, h.Name)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for tr := tar.NewReader(bytes.NewReader(in)); ; {
+		h, err := tr.Next()
+		if err != nil {
+			break
+		}
+		want = append(want, h.Name)
+	}
+	if !slices.Equal(names, want) {
+		t.Errorf("headers of %q, want %q", names, want)
+	}
+}
+
+// files are those of a layer.
+type files struct {
+	layer *layer.Layer
+	data  []byte
+}
+
+func (f files) Get(name string) (io.ReadCloser, error) {
+	s, err := layertest.Content(f.layer, f.data, strings.TrimPrefix(path.Clean("/"+name), "/"))
+	return io.NopCloser(strings.NewReader(s)), err
+}
+
+// A layer depends on the tar and the options alone.
+func TestDeterministic(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	in := layertest.Tar(t, layertest.Random(r, 400)...)
+	var want []byte
+	for _, cpus := range []int{1, 2, 7, 1} {
+		pool := frames.NewPool(cpus)
+		for range 2 {
+			var out bytes.Buffer
+			if _, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{Pool: pool, ChunkSize: 5000, NoDigests: true}); err != nil {
+				t.Fatal(err)
+			}
+			if want == nil {
+				want = bytes.Clone(out.Bytes())
+			}
+			if !bytes.Equal(out.Bytes(), want) {
+				t.Errorf("with %d CPUs it's another layer", cpus)
+			}
+		}
+	}
+}
+
+// What Podman would refuse, as the TOC can't say it, is a layer without a TOC.
+func TestLossy(t *testing.T) {
+	twice := layertest.Tar(t, file("a", "x"), file("b", "y"), file("./a", "z"))
+	var global bytes.Buffer
+	tw := tar.NewWriter(&global)
+	for _, h := range []*tar.Header{{Typeflag: tar.TypeXGlobalHeader, Name: "globals", PAXRecords: map[string]string{"a": "b"}}, {Typeflag: tar.TypeDir, Name: "d/"}} {
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	late := file("late", "x")
+	late.ModTime = time.Date(12345, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, tc := range map[string]struct {
+		in   []byte
+		want string
+	}{
+		"not UTF-8": {layertest.Tar(t, file("a", "x"), file("caf\xe9", "y")), "caf\xe9"},
+		"twice":     {twice, "./a"},
+		"global":    {global.Bytes(), "globals"},
+		"late":      {layertest.Tar(t, late), "late"},
+	} {
+		var out bytes.Buffer
+		w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(tc.in), zstdchunked.WriteOptions{})
+		if err != nil || w.Lossy != tc.want || w.Annotations != nil {
+			t.Errorf("%s: lossy %q, annotations %v, %v", name, w.Lossy, w.Annotations, err)
+		}
+		if plain, err := decompress(out.Bytes()); err != nil || !bytes.Equal(plain, tc.in) {
+			t.Errorf("%s: decompresses to %d bytes, of %d (%v)", name, len(plain), len(tc.in), err)
+		}
+		if _, err := zstdchunked.Open(bytes.NewReader(out.Bytes()), int64(out.Len()), zstdchunked.Options{}); !errors.Is(err, zstdchunked.ErrFooter) {
+			t.Errorf("%s: opened as a layer: %v", name, err)
+		}
+	}
+}
+
+func TestWriteFails(t *testing.T) {
+	in := layertest.Tar(t, file("a", strings.Repeat("a", 10_000)), file("b", strings.Repeat("b", 10_000)))
+	full := errors.New("disk is full")
+	gone, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("nobody wants it"))
+	for name, tc := range map[string]struct {
+		ctx  context.Context
+		w    io.Writer
+		in   []byte
+		opt  zstdchunked.WriteOptions
+		want error
+	}{
+		"early end":  {t.Context(), io.Discard, in[:15_000], zstdchunked.WriteOptions{}, io.ErrUnexpectedEOF},
+		"full disk":  {t.Context(), failing{full}, in, zstdchunked.WriteOptions{}, full},
+		"cancelled":  {gone, io.Discard, in, zstdchunked.WriteOptions{}, context.Cause(gone)},
+		"level":      {t.Context(), io.Discard, in, zstdchunked.WriteOptions{Level: new(23)}, nil},
+		"chunk size": {t.Context(), io.Discard, in, zstdchunked.WriteOptions{ChunkSize: 1 << 40}, nil},
+	} {
+		_, err := zstdchunked.Write(tc.ctx, tc.w, bytes.NewReader(tc.in), tc.opt)
+		if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+// A tar is anything: it's refused, or becomes a layer that holds it.
+func FuzzWrite(f *testing.F) {
+	for _, name := range slices.Sorted(maps.Keys(layers)) {
+		if in := layertest.Tar(f, layers[name]...); len(in) <= 4096 { // what is larger takes minutes to minimize
+			f.Add(in, uint16(1000))
+		}
+	}
+	pool := frames.NewPool(1)
+	f.Fuzz(func(t *testing.T, in []byte, chunk uint16) {
+		var out bytes.Buffer
+		w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{ChunkSize: int64(chunk) + 200, Level: new(1), Pool: pool})
+		if err != nil {
+			return
+		}
+		if plain, err := decompress(out.Bytes()); err != nil || !bytes.Equal(plain, in) || digest.FromBytes(in) != w.DiffID {
+			t.Errorf("decompresses to %d bytes, of %d (%v)", len(plain), len(in), err)
+		}
+		if w.Annotations == nil {
+			return
+		}
+		dgst, at, err := zstdchunked.Find(w.Annotations)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := zstdchunked.Open(bytes.NewReader(out.Bytes()), int64(out.Len()), zstdchunked.Options{TOCDigest: dgst, Position: at})
+		if err != nil {
+			return // names that no layer can have
+		}
+		layertest.Check(t, b.Layer)
+		layertest.Fill(t, b.Layer, bytes.NewReader(out.Bytes()))
+	})
+}
+
+// BenchmarkWrite writes text and programs, as it were.
+func BenchmarkWrite(b *testing.B) {
+	r := rand.New(rand.NewPCG(1, 1))
+	in := layertest.Tar(b, layertest.Random(r, 3000)...)
+	b.SetBytes(int64(len(in)))
+	for b.Loop() {
+		if _, err := zstdchunked.Write(b.Context(), io.Discard, bytes.NewReader(in), zstdchunked.WriteOptions{NoDigests: true}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
