@@ -22,6 +22,7 @@ INTEGRATION_TIMEOUT ?= 30m
 TESTFLAGS           ?=
 UPSTREAM            ?=
 BENCH               ?=
+MICROBENCH          ?=
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/bin/tools:$(PATH)
 
@@ -99,6 +100,10 @@ bench-quick: build tools ## The same in under five minutes: one link, the Go ima
 	hack/deps.sh demo
 	cd integration && $(GO) build -o ../bin/bench ./cmd/bench
 	bin/bench -quick $(BENCH)
+
+.PHONY: microbench
+microbench: ## The packages' own benchmarks, as benchstat wants them, some minutes; MICROBENCH='-bench Open -count 10' for some
+	$(GO) test -run '^$$' -bench . $(MICROBENCH) ./layer/... ./store ./fill ./mount/... ./snapshot
 
 .PHONY: install
 install: build ## Install the daemon below DESTDIR and PREFIX (/usr/local)

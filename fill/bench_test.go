@@ -14,6 +14,19 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
+// BenchmarkOpen is what a Filler finds out about a layer of 100,000 files when it is opened.
+func BenchmarkOpen(b *testing.B) {
+	im := imageOf(b, 4096, many(100_000, 1)...)
+	s := NewScheduler(SchedulerOptions{})
+	defer s.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.Open(im.Layer, dsl().serve(im), nil, LayerOptions{}).Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // What is in the sink costs its reader a look, whether the rest of the layer is there or not.
 func BenchmarkFillPresent(b *testing.B) {
 	im := imageOf(b, 64<<10, many(5000, 20_000)...)

@@ -36,7 +36,7 @@ type testLayer struct {
 
 // layerOf makes a layer of files with their contents; a name that ends in a slash
 // is a directory of the time 0.
-func layerOf(t *testing.T, files map[string][]byte) testLayer {
+func layerOf(t testing.TB, files map[string][]byte) testLayer {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -93,7 +93,7 @@ func (r *registry) failed() []error {
 	return slices.Clone(r.errs)
 }
 
-func newRegistry(t *testing.T, answer http.HandlerFunc, layers ...testLayer) *registry {
+func newRegistry(t testing.TB, answer http.HandlerFunc, layers ...testLayer) *registry {
 	t.Helper()
 	r := &registry{answer: answer, blobs: map[string][]byte{}}
 	for _, l := range layers {
