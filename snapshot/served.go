@@ -297,16 +297,28 @@ func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
 
 // impliedOf returns the directories, other than the root, which the layer needs
 // and has no entry for.
-func impliedOf(l *layer.Layer) []string {
-	var dirs []string
-	for i, in := range l.All() {
-		if i != layer.Root && in.Implied {
-			if path, ok := l.Path(i); ok {
-				dirs = append(dirs, "/"+path)
+func impliedOf(l *layer.Layer) (implied []string) {
+	// One walk: of a layer that isn't packed, Path is one too, and some tars have no directories at all.
+	type dir struct {
+		inode uint32
+		path  string
+	}
+	for dirs := []dir{{layer.Root, ""}}; len(dirs) > 0; {
+		d := dirs[len(dirs)-1]
+		dirs = dirs[:len(dirs)-1]
+		for _, e := range l.Inodes[d.inode].Entries {
+			in := &l.Inodes[e.Inode]
+			if !in.IsDir() {
+				continue
 			}
+			path := d.path + "/" + e.Name
+			if in.Implied {
+				implied = append(implied, path)
+			}
+			dirs = append(dirs, dir{e.Inode, path})
 		}
 	}
-	return dirs
+	return implied
 }
 
 // explainOpening turns the error of an opening into one for users.
