@@ -59,7 +59,7 @@ func (l *Layer) Pack(f *os.File) (*Layer, error) {
 			files = append(files, i)
 		}
 		p.acls = p.acls || in.hasACL()
-		size += stringsOf(in, nil)
+		size += sizeOfStrings(in)
 	}
 	sort.Slice(files, func(a, b int) bool { return l.Inodes[files[a]].FirstChunk < l.Inodes[files[b]].FirstChunk })
 	p.numFiles = len(files)
@@ -72,7 +72,7 @@ func (l *Layer) Pack(f *os.File) (*Layer, error) {
 	}
 	w := bufio.NewWriterSize(f, 256<<10)
 	for i := range l.Digests {
-		_, _ = w.Write(l.Digests[i][:]) // the first error is Flush's
+		_, _ = w.Write(l.Digests[i][:]) // the first error is Flush's, also below
 	}
 	p.writeInodes(w, l, parents)
 	p.writeEntries(w, l)
@@ -80,7 +80,7 @@ func (l *Layer) Pack(f *os.File) (*Layer, error) {
 		_, _ = w.Write(le.AppendUint32(w.AvailableBuffer(), i))
 	}
 	for _, in := range l.All() {
-		stringsOf(in, w)
+		writeStrings(w, in)
 	}
 	if err := w.Flush(); err != nil {
 		return nil, fmt.Errorf("write the tree of a layer: %w", err)
@@ -104,33 +104,40 @@ func (l *Layer) Rest() {
 // An upward leads from an inode to a directory that it's in, and to the name it has there.
 type upward struct{ dir, entry uint32 }
 
-// stringsOf writes the strings of an inode, unless w is nil, and returns their size: names of entries, the target, xattrs.
-func stringsOf(in *Inode, w *bufio.Writer) (n int64) {
-	put := func(head []byte, s string) {
-		n += int64(len(head) + len(s))
-		if w != nil {
-			_, _ = w.Write(head)
-			_, _ = w.WriteString(s)
-		}
-	}
+// sizeOfStrings returns the size of the strings of an inode, which writeStrings writes: names of entries, the target, xattrs.
+func sizeOfStrings(in *Inode) (n int64) {
 	for i := range in.Entries {
-		put([]byte{byte(len(in.Entries[i].Name))}, in.Entries[i].Name)
+		n += 1 + int64(len(in.Entries[i].Name))
 	}
-	put(nil, in.Target)
+	n += int64(len(in.Target))
 	if len(in.Xattrs) > 0 {
-		put(le.AppendUint32(nil, uint32(len(in.Xattrs))), "")
+		n += 4
 	}
 	for _, x := range in.Xattrs {
-		put(le.AppendUint32(le.AppendUint32(nil, uint32(len(x.Name))), uint32(len(x.Value))), x.Name)
-		put(nil, string(x.Value))
+		n += 8 + int64(len(x.Name)) + int64(len(x.Value))
 	}
 	return n
+}
+
+func writeStrings(w *bufio.Writer, in *Inode) {
+	for i := range in.Entries {
+		_ = w.WriteByte(byte(len(in.Entries[i].Name)))
+		_, _ = w.WriteString(in.Entries[i].Name)
+	}
+	_, _ = w.WriteString(in.Target)
+	if len(in.Xattrs) > 0 {
+		_, _ = w.Write(le.AppendUint32(w.AvailableBuffer(), uint32(len(in.Xattrs))))
+	}
+	for _, x := range in.Xattrs {
+		_, _ = w.Write(le.AppendUint32(le.AppendUint32(w.AvailableBuffer(), uint32(len(x.Name))), uint32(len(x.Value))))
+		_, _ = w.WriteString(x.Name)
+		_, _ = w.Write(x.Value)
+	}
 }
 
 func (p *packed) writeInodes(w *bufio.Writer, l *Layer, parents []upward) {
 	entry, at := 0, p.names
 	for i, in := range l.All() {
-		var r [inodeSize]byte
 		mode := in.Mode
 		if in.Implied {
 			mode |= flagImplied
@@ -157,20 +164,18 @@ func (p *packed) writeInodes(w *bufio.Writer, l *Layer, parents []upward) {
 		if len(in.Xattrs) == 0 {
 			xattrs = 0
 		}
-		for j, v := range []uint32{mode, in.UID, in.GID, in.Nlink} {
-			le.PutUint32(r[4*j:], v)
+		r := w.AvailableBuffer() // made with append, it's copied nowhere
+		for _, v := range []uint32{mode, in.UID, in.GID, in.Nlink} {
+			r = le.AppendUint32(r, v)
 		}
-		le.PutUint64(r[16:], uint64(in.Size))
-		le.PutUint64(r[24:], uint64(in.Mtime))
-		le.PutUint32(r[32:], in.MtimeNsec)
-		le.PutUint32(r[36:], uint32(xattrs))
-		le.PutUint64(r[40:], a)
-		le.PutUint32(r[48:], b)
-		le.PutUint32(r[52:], c)
-		le.PutUint32(r[56:], parents[i].dir)
-		le.PutUint32(r[60:], parents[i].entry)
-		_, _ = w.Write(r[:])
-		at += stringsOf(in, nil)
+		r = le.AppendUint64(le.AppendUint64(r, uint64(in.Size)), uint64(in.Mtime))
+		r = le.AppendUint32(le.AppendUint32(r, in.MtimeNsec), uint32(xattrs))
+		r = le.AppendUint64(r, a)
+		for _, v := range []uint32{b, c, parents[i].dir, parents[i].entry} {
+			r = le.AppendUint32(r, v)
+		}
+		_, _ = w.Write(r)
+		at += sizeOfStrings(in)
 	}
 }
 
@@ -183,7 +188,7 @@ func (p *packed) writeEntries(w *bufio.Writer, l *Layer) {
 			_, _ = w.Write(le.AppendUint32(b, uint32(name)))
 			name += 1 + int64(len(in.Entries[j].Name))
 		}
-		at += stringsOf(in, nil)
+		at += sizeOfStrings(in)
 	}
 }
 
