@@ -2,7 +2,6 @@ package frames
 
 import (
 	"context"
-	"math/bits"
 	"runtime"
 	"sync"
 
@@ -14,15 +13,31 @@ import (
 type Pool struct {
 	cpus *semaphore.Weighted
 	// room is for as many bytes of tars as keep the CPUs busy while a large frame holds up the small ones behind it.
-	room        *semaphore.Weighted
-	size, share int64
+	room *semaphore.Weighted
+	size int64
 
 	mu   sync.Mutex
 	jobs int
-	// free are buffers that nobody uses, by the room that they have, and kept how much that is in all. A sync.Pool
-	// would keep as many again, and go on to do so for a while when there are no jobs any more.
-	free map[int][][]byte
-	kept int64
+	// free are buffers that nobody uses, by their class. A sync.Pool would keep as many again, and go on to do so for a while when there
+	// are no jobs any more.
+	free [len(classes)][][]byte
+}
+
+// classes are the sizes of buffers, in bytes: for frames of small files, for those of one file, and for chunks of [DefaultChunkSize] with
+// what stands behind them, or what they are compressed to. There are so few that one which is free mostly fits: what isn't used again is
+// garbage, of which there is as much as of everything else in a daemon before it is collected.
+var classes = [...]int{256 << 10, 1 << 20, DefaultChunkSize + 2*frameSlack}
+
+const largest = len(classes) - 1
+
+// classFor returns the class of buffers with room for so many bytes, the largest if there is none.
+func classFor(size int) int {
+	for class, s := range classes {
+		if size <= s {
+			return class
+		}
+	}
+	return largest
 }
 
 // NewPool returns a Pool for so many CPUs; 0 is GOMAXPROCS. There is a chunk of [DefaultChunkSize] of a tar for each, and two more, and as
@@ -31,12 +46,8 @@ func NewPool(cpus int) *Pool {
 	if cpus <= 0 {
 		cpus = runtime.GOMAXPROCS(0)
 	}
-	frames := int64(cpus) + 2
-	share := int64(DefaultChunkSize + frameSlack)
-	return &Pool{
-		cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(frames * share), size: frames * share, share: share,
-		free: map[int][][]byte{},
-	}
+	size := int64(cpus+2) * int64(classes[largest])
+	return &Pool{cpus: semaphore.NewWeighted(int64(cpus)), room: semaphore.NewWeighted(size), size: size}
 }
 
 // begin is called at the beginning of a job, and what it returns at its end.
@@ -48,8 +59,7 @@ func (p *Pool) begin() (end func()) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.jobs--; p.jobs == 0 {
-			clear(p.free)
-			p.kept = 0
+			clear(p.free[:])
 		}
 	}
 }
@@ -58,7 +68,7 @@ func (p *Pool) begin() (end func()) {
 // before it is sent.
 func (p *Pool) frame(ctx context.Context, size, limit int) (*Frame, error) {
 	// Chunks above the default size take more than their share, or none would be compressed beside another.
-	room := min(int64(limit), p.share)
+	room := int64(classes[classFor(limit)])
 	if err := p.room.Acquire(ctx, room); err != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -127,31 +137,37 @@ func (f *Frame) HashChunks() {
 	}
 }
 
-// leastBuffer is for the frames of small files.
-const leastBuffer = 64 << 10
-
-// Buffer returns an empty buffer with room for so many bytes. There are eight sizes between one power of two and the next.
+// Buffer returns an empty buffer with room for so many bytes.
 func (p *Pool) Buffer(size int) []byte {
-	size = max(size, leastBuffer)
-	step := 1 << (bits.Len(uint(size-1)) - 4)
-	size = (size + step - 1) / step * step
+	class := classFor(size)
+	if size > classes[class] {
+		return make([]byte, 0, size)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if free := p.free[size]; len(free) > 0 {
-		b := free[len(free)-1]
-		p.free[size] = free[:len(free)-1]
-		p.kept -= int64(size)
+	if free := p.free[class]; len(free) > 0 {
+		last := len(free) - 1
+		b := free[last]
+		free[last] = nil
+		p.free[class] = free[:last]
 		return b
 	}
-	return make([]byte, 0, size)
+	return make([]byte, 0, classes[class])
 }
 
 // put takes a buffer back that nobody uses any more.
 func (p *Pool) put(b []byte) {
+	class := classFor(cap(b))
+	if cap(b) != classes[class] {
+		return // it has grown, or was made for a chunk of unusual size
+	}
+	keep := p.size
+	if class != largest {
+		keep /= 8 // the room for tars is full of such buffers while they're used: what comes back goes out again at once
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if size := int64(cap(b)); size > 0 && p.kept+size <= p.size {
-		p.free[cap(b)] = append(p.free[cap(b)], b[:0])
-		p.kept += size
+	if int64(len(p.free[class])+1)*int64(cap(b)) <= keep {
+		p.free[class] = append(p.free[class], b[:0])
 	}
 }
