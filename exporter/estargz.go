@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -138,11 +139,15 @@ func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, er
 	return s, nil
 }
 
-// hopeless returns the error of a tar that can't be a layer, whichever way it is made.
+// hopeless returns the error of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit would try three
+// ways, and the last of them doesn't say what has failed.
 func (l *layerWriter) hopeless() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := errors.AsType[*layer.EntryError](l.err); ok && !errors.Is(l.err, io.ErrUnexpectedEOF) {
+		return l.err
+	}
+	if errors.Is(l.err, syscall.ENOSPC) || errors.Is(l.err, syscall.EDQUOT) {
 		return l.err
 	}
 	return nil

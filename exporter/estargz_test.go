@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -221,6 +223,8 @@ func TestWriteFails(t *testing.T) {
 	}{
 		"disk full at once": {&full{}, in, false, errFull, true},
 		"disk full":         {&full{200_000}, in, false, errFull, true},
+		"no space left":     {&failing{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}}, in, false, syscall.ENOSPC, false},
+		"quota exceeded":    {&failing{syscall.EDQUOT}, in, false, syscall.EDQUOT, false},
 		"cancelled":         {io.Discard, in, true, errStopped, true},
 		"tar ends early":    {io.Discard, in[:50_000], false, io.ErrUnexpectedEOF, true},
 		"reserved name":     {io.Discard, layerTar(t, "a", "stargz.index.json", "b"), false, estargz.ErrReserved, false},
@@ -268,6 +272,11 @@ func TestWriteFails(t *testing.T) {
 	}
 	t.Errorf("%d goroutines, before there were %d", runtime.NumGoroutine(), before)
 }
+
+// failing is a writer to which nothing can be written.
+type failing struct{ err error }
+
+func (w *failing) Write([]byte) (int, error) { return 0, w.err }
 
 var errStopped = errors.New("stopped")
 

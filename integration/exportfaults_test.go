@@ -1,0 +1,160 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// ingests are the directories of blobs that are being written to a daemon's content store.
+func ingests(d *daemon.Daemon) (dirs []string) {
+	_ = filepath.WalkDir(d.Root, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Base(filepath.Dir(path)) == "ingest" && strings.Contains(path, "/content/") {
+			dirs = append(dirs, path)
+		}
+		return nil
+	})
+	return dirs
+}
+
+// wantNoIngests prunes, and fails the test if a blob is left that was being written.
+func wantNoIngests(t *testing.T, d *daemon.Daemon) {
+	t.Helper()
+	var left []string
+	for range 20 {
+		if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune"); err != nil {
+			t.Fatalf("prune: %v\n%s", err, out)
+		}
+		if left = ingests(d); len(left) == 0 {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	t.Errorf("left of blobs that were being written: %q", left)
+}
+
+// exportingGoroutines counts the daemon's goroutines that write layers or read them from registries.
+func exportingGoroutines(t *testing.T, debug string) int {
+	t.Helper()
+	n := 0
+	for stack := range strings.SplitSeq(get(t, "http://"+debug+"/debug/pprof/goroutine?debug=1"), "\n\n") {
+		for _, of := range []string{"buildkitd-lazy/layer/estargz.", "buildkitd-lazy/exporter.", "source.(*stream)", "buildkitd-lazy/blob.(*body)"} {
+			if strings.Contains(stack, of) {
+				n += int(number(t, `(?m)^(\d+) @`, stack))
+				break
+			}
+		}
+	}
+	return n
+}
+
+// TestExportCancelled ends the client in the middle of writing a layer, and of pushing one that is passed on.
+func TestExportCancelled(t *testing.T) {
+	r := newTwoRegistries(t)
+	debug := freePort(t)
+	d := startDaemon(t, daemon.Options{Config: r.config + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
+	for _, c := range []struct {
+		name, tag, attrs string
+		fault            registry.Fault
+		middle           func() bool
+	}{
+		{"pass on", "app:1", "", registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
+		{"write", "app:2", ",compression-level=9", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := client.Solve{Dockerfile: "FROM " + r.from.Ref("team/base:1") + "\nRUN head -c 60000000 /dev/urandom > /" + c.tag + "\n"}
+			build(t, d, s)
+			remove := func() {}
+			if c.fault.Kind != 0 {
+				remove = r.from.Faults.Add(c.fault)
+			}
+			s.Outputs = []string{"type=image,name=" + r.target(c.tag) + ",push=true,compression=estargz" + c.attrs}
+			ctx, interrupt := context.WithCancelCause(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				res, err := client.Buildctl{Addr: d.Addr}.Build(ctx, s)
+				if err == nil && res.Err == "" {
+					err = errors.New("the build succeeded")
+				} else {
+					err = nil
+				}
+				done <- err
+			}()
+			deadline := time.Now().Add(60 * time.Second)
+			for !c.middle() {
+				if time.Now().After(deadline) {
+					t.Fatal("the export did not begin")
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			interrupt(errors.New("Ctrl-C"))
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			for range 100 {
+				if exportingGoroutines(t, debug) == 0 {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			if n := exportingGoroutines(t, debug); n > 0 {
+				t.Errorf("%d goroutines still export", n)
+			}
+			remove()
+			wantNoIngests(t, d)
+			build(t, d, s)
+			r.pull(t, c.tag)
+		})
+	}
+}
+
+// TestExportWithoutRights pushes to a registry that lets nobody push: the error says which one and why, and the next export succeeds.
+func TestExportWithoutRights(t *testing.T) {
+	r := newTwoRegistries(t)
+	d := startDaemon(t, daemon.Options{Config: r.config})
+	s := r.solve("app:1")
+	s.Context = filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", s.Dockerfile))
+	remove := r.to.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusForbidden, Match: func(r *http.Request) bool {
+		return r.Method == http.MethodPost || r.Method == http.MethodPut
+	}})
+	wantContains(t, "error", buildFails(t, d, s), "failed to push "+r.target("app:1"), "403")
+	if sent := r.from.Log.BlobBytes()[r.layers[1]]; sent > sizeOf(t, r.base, r.layers[1])/4 {
+		t.Errorf("%d bytes of a layer were fetched that nobody takes", sent)
+	}
+	wantNoIngests(t, d)
+	remove()
+	build(t, d, s)
+	r.pull(t, "app:1")
+}
+
+// TestExportToFullDisk has no room for the layer that is written: the error says so, and once there is some the export succeeds.
+func TestExportToFullDisk(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
+	eachDoorAtOnce(t, func(t *testing.T, door []string) {
+		dir, ballast := smallDisk(t, door)
+		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door, Root: filepath.Join(dir, "root")})
+		tag := "app:" + strings.TrimPrefix(door[0], "BUILDKITD_LAZY_MOUNT=")
+		s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN head -c 16000000 /dev/urandom > /large\n"}
+		build(t, d, s)
+		s.Outputs = []string{"type=image,name=" + reg.Ref(tag) + ",push=true,compression=estargz"}
+		wantContains(t, "error", buildFails(t, d, s), "no space left on device")
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+		build(t, d, s)
+		wantNoIngests(t, d)
+		wantEStargz(t, pull(t, reg, tag))
+	})
+}
