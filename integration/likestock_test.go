@@ -1,0 +1,247 @@
+package integration
+
+import (
+	"encoding/json"
+	"maps"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// TestExportsLikeStock exports the same build by stock BuildKit and by ours, with every option that has a say in what is pushed: but for
+// the bytes of the layers, and what follows from them, it's the same.
+func TestExportsLikeStock(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	plain, _ := push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
+	pushForeign(t, reg, plain, "base:foreign")
+	stock := startDaemon(t, daemon.Options{Kind: daemon.StockOverlay, Config: plainHTTP(reg)})
+	ours := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, stock, client.Solve{
+		Dockerfile: "FROM " + reg.Ref("base:gzip") + `
+RUN printf '#!/bin/sh\necho "{\\"_type\\":\\"https://in-toto.io/Statement/v0.1\\",\\"predicateType\\":\\"https://spdx.dev/Document\\",\\"predicate\\":{}}" > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json\n' > /scan && chmod +x /scan
+ENTRYPOINT ["/scan"]
+`,
+		Outputs: []string{"type=image,name=" + reg.Ref("scanner:1") + ",push=true"},
+	})
+	onBase := func(base string) string {
+		return "FROM " + reg.Ref(base) + "\nLABEL who=me\nCOPY Dockerfile /a\nRUN echo b > /b\nENV C=d\nWORKDIR /e\n"
+	}
+	sbom := []string{"--opt", "attest:sbom=generator=" + reg.Ref("scanner:1")}
+	provenance := []string{"--opt", "attest:provenance=mode=max"}
+	platforms := []string{"--opt", "platform=linux/amd64,linux/arm64"}
+	const scratch = "FROM scratch\nCOPY Dockerfile /a\n"
+	for _, c := range []struct {
+		attrs      string
+		dockerfile string
+		args       []string
+	}{
+		{"", onBase("base:gzip"), nil},
+		{"force-compression=true", onBase("base:gzip"), nil},
+		{"force-compression=true,oci-mediatypes=true", onBase("base:foreign"), nil},
+		{"", onBase("base:foreign"), nil},
+		{"prefer-nondist-layers=true", onBase("base:foreign"), nil},
+		{"annotation.org.example.a=1,annotation-manifest.org.example.b=2,annotation-manifest-descriptor.org.example.c=3", onBase("base:gzip"), provenance},
+		{"annotation-index.org.example.d=4,annotation-index-descriptor.org.example.e=5", scratch, platforms},
+		{"annotation-manifest[linux/arm64].org.example.f=6", scratch, platforms},
+		{"", onBase("base:gzip"), provenance},
+		{"", onBase("base:gzip"), append(slices.Clone(sbom), provenance...)},
+		{"oci-artifact=true", onBase("base:gzip"), sbom},
+		{"oci-artifact=false", onBase("base:gzip"), sbom},
+		{"oci-artifact=true", scratch, append(slices.Clone(platforms), provenance...)},
+		{"store=false", onBase("base:gzip"), nil},
+		{"store=true,unpack=true", onBase("base:gzip"), nil},
+		{"push-by-digest=true", onBase("base:gzip"), nil},
+		{"name-canonical=true", onBase("base:gzip"), nil},
+		{"dangling-name-prefix=<none>", onBase("base:gzip"), nil},
+		{"attestation-inline=false", onBase("base:gzip"), provenance},
+		{"source-date-epoch=1600000000,rewrite-timestamp=true", onBase("base:gzip"), provenance},
+		{"", onBase("base:gzip"), []string{"--export-cache", "type=inline"}},
+		{"", "FROM scratch\n", nil},
+	} {
+		t.Run(strings.Join(append([]string{c.attrs}, c.args...), " "), func(t *testing.T) {
+			context := filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", c.dockerfile))
+			export := func(d *daemon.Daemon, repo string) (tree any, metadata []string) {
+				t.Helper()
+				ref := reg.Ref(repo)
+				if !strings.Contains(c.attrs, "push-by-digest") {
+					ref += ":1"
+				}
+				attrs := c.attrs
+				if attrs != "" {
+					attrs = "," + attrs
+				}
+				if i := strings.Index(attrs, "<none>"); i > 0 {
+					attrs = strings.Replace(attrs, "<none>", reg.Ref(repo), 1)
+				}
+				res := build(t, d, client.Solve{Context: context, Args: c.args, Outputs: []string{"type=image,name=" + ref + ",push=true,compression=estargz" + attrs}})
+				var dgst string
+				if err := json.Unmarshal(res.Metadata["containerimage.digest"], &dgst); err != nil {
+					t.Fatal(err)
+				}
+				for k := range maps.Keys(res.Metadata) {
+					if k != "lazy.report" {
+						metadata = append(metadata, k)
+					}
+				}
+				slices.Sort(metadata)
+				return imageTree(t, reg, repo, dgst), metadata
+			}
+			theirs, theirKeys := export(stock, "like/stock")
+			got, keys := export(ours, "like/ours")
+			if !slices.Equal(keys, theirKeys) {
+				t.Errorf("metadata %q, stock has %q", keys, theirKeys)
+			}
+			if !reflect.DeepEqual(got, theirs) {
+				t.Errorf("exported:\n%s\nstock:\n%s", indented(t, got), indented(t, theirs))
+			}
+		})
+	}
+}
+
+func indented(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// pushForeign pushes an image with a layer that is to be had elsewhere.
+func pushForeign(t *testing.T, reg *registry.Registry, img v1.Image, tag string) {
+	t.Helper()
+	foreign, err := baseimage.Image{Layers: []baseimage.Layer{layer(t, "foreign", baseimage.File("foreign", "x"))}}.Build(t.Context(), baseimage.Gzip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := foreign.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := layers[0]
+	dgst, err := other.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err = mutate.Append(img, mutate.Addendum{
+		Layer: other, MediaType: types.OCIRestrictedLayer,
+		URLs: []string{reg.URL() + "/v2/base/blobs/" + dgst.String()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := name.ParseReference(reg.Ref(tag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteLayer(ref.Context(), other, remote.WithTransport(reg.Transport())); err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(ref, img, remote.WithTransport(reg.Transport())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// imageTree is all that an index or a manifest leads to, without digests, sizes and times.
+func imageTree(t *testing.T, reg *registry.Registry, repo, dgst string) any {
+	t.Helper()
+	ref, err := name.NewDigest(reg.Ref(repo) + "@" + dgst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc, err := remote.Get(ref, remote.WithTransport(reg.Transport()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc map[string]any
+	if err := json.Unmarshal(desc.Manifest, &doc); err != nil {
+		t.Fatal(err)
+	}
+	children := map[string]any{}
+	for _, field := range []string{"manifests", "config", "layers"} {
+		of, _ := doc[field].([]any)
+		if one, ok := doc[field].(map[string]any); ok {
+			of = []any{one}
+		}
+		for _, c := range of {
+			child := c.(map[string]any)
+			d, _ := child["digest"].(string)
+			mt, _ := child["mediaType"].(string)
+			switch {
+			case field == "manifests":
+				children[field] = append(asList(children[field]), imageTree(t, reg, repo, d))
+			case strings.HasSuffix(mt, "image.config.v1+json"), strings.Contains(mt, "in-toto"):
+				ref, err := name.NewDigest(reg.Ref(repo) + "@" + d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l, err := remote.Layer(ref, remote.WithTransport(reg.Transport()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				rc, err := l.Compressed()
+				if err != nil {
+					t.Fatal(err)
+				}
+				var content map[string]any
+				err = json.NewDecoder(rc).Decode(&content)
+				rc.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+				delete(content, "predicate") // how it was built, by whom
+				children[field] = append(asList(children[field]), withoutBytes("", content))
+			}
+		}
+	}
+	return map[string]any{"document": withoutBytes("", doc), "children": children}
+}
+
+func asList(v any) []any {
+	l, _ := v.([]any)
+	return l
+}
+
+// withoutBytes is a document without what depends on the layers' bytes, and on when and where it was built.
+func withoutBytes(key string, v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for k, e := range v {
+			out[k] = withoutBytes(k, e)
+		}
+		return out
+	case []any:
+		out := []any{}
+		for _, e := range v {
+			out = append(out, withoutBytes(key, e))
+		}
+		return out
+	case string:
+		switch {
+		case key == "created", key == "moby.buildkit.cache.v0", key == "sha256", strings.HasPrefix(v, "sha256:"):
+			return key
+		case key == "io.containers.estargz.uncompressed-size":
+			return key
+		}
+		return strings.ReplaceAll(strings.ReplaceAll(v, "like/stock", "repo"), "like/ours", "repo")
+	case float64:
+		if key == "size" {
+			return key
+		}
+	}
+	return v
+}
