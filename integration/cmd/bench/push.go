@@ -45,7 +45,7 @@ func change(ctx context.Context, p plan, work string, to io.Writer) (err error) 
 	}
 	defer cleanup.Add(func() { err = errors.Join(err, os.RemoveAll(dir)) })()
 	var regs [2]*registry.Registry
-	config := ""
+	config := "[lazy]\nbackground-fetch = false\n" // what a later build may want isn't part of this one
 	for i := range regs {
 		if regs[i], err = registry.Start(registry.Options{Dir: filepath.Join(dir, fmt.Sprint("registry", i))}); err != nil {
 			return err
@@ -57,17 +57,21 @@ func change(ctx context.Context, p plan, work string, to io.Writer) (err error) 
 		return err
 	}
 	for _, c := range []struct {
-		name string
-		to   *registry.Registry
-	}{{"the image's registry", regs[0]}, {"another registry", regs[1]}} {
-		if err := changeOnce(ctx, p, c.name, regs, c.to, size, config, filepath.Join(dir, "root"), to); err != nil {
+		name, step string
+		to         *registry.Registry
+	}{
+		{"copied, pushed to the image's registry", "COPY <<x /etc/motd\nchanged\nx", regs[0]},
+		{"made by a step, pushed to the image's registry", "RUN echo changed > /etc/motd", regs[0]},
+		{"copied, pushed to another registry", "COPY <<x /etc/motd\nchanged\nx", regs[1]},
+	} {
+		if err := changeOnce(ctx, p, c.name, c.step, regs, c.to, size, config, filepath.Join(dir, "root"), to); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func changeOnce(ctx context.Context, p plan, name string, regs [2]*registry.Registry, target *registry.Registry, size int64, config, root string, to io.Writer) (err error) {
+func changeOnce(ctx context.Context, p plan, name, step string, regs [2]*registry.Registry, target *registry.Registry, size int64, config, root string, to io.Writer) (err error) {
 	d, err := daemon.Start(ctx, daemon.Options{Kind: daemon.Ours, Root: root, Config: config})
 	if err != nil {
 		return err
@@ -81,7 +85,7 @@ func changeOnce(ctx context.Context, p plan, name string, regs [2]*registry.Regi
 		r.Log.Reset()
 	}
 	res, err := solve(ctx, p, d, client.Solve{
-		Dockerfile: "FROM " + regs[0].Ref("debian:estargz") + "\nRUN echo changed > /etc/motd\n",
+		Dockerfile: "FROM " + regs[0].Ref("debian:estargz") + "\n" + step + "\n",
 		Outputs:    []string{"type=image,name=" + target.Ref("app:1") + ",push=true,compression=estargz"},
 	})
 	if err != nil {
@@ -102,7 +106,7 @@ func changeOnce(ctx context.Context, p plan, name string, regs [2]*registry.Regi
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(to, "one-line change on a lazy base of %.0f MB, pushed to %s: %.1f s, %.2f MB received, %.2f MB sent, %.2f MB in the content store, %.0f MB of memory at the peak, %.0f before\n",
+	_, err = fmt.Fprintf(to, "one-line change on a lazy base of %.0f MB, %s: %.1f s, %.2f MB received, %.2f MB sent, %.2f MB in the content store, %.0f MB of memory at the peak, %.0f before\n",
 		float64(size)/1e6, name, res.Total.Seconds(), float64(received)/1e6, float64(sent)/1e6, float64(stored)/1e6, float64(peak)/1e6, float64(idle)/1e6)
 	return err
 }
