@@ -25,9 +25,12 @@ var levels = map[string]struct{ min, max int }{
 
 // The prefixes mark attributes that are ours, and so are ours to refuse.
 const (
-	lazyPrefix    = "lazy-" // none is known yet
+	lazyPrefix    = "lazy-"
 	estargzPrefix = "estargz-"
 )
+
+// keyPrioritize names a list of the files that come first in their layers.
+const keyPrioritize = "lazy-prioritize"
 
 // The attributes of eStargz layers are sizes in bytes, or with a unit as in 64k or 4MiB.
 const (
@@ -61,7 +64,10 @@ func checkLayers(attrs map[string]string) error {
 	if err := checkLevel(compression, attrs); err != nil {
 		return err
 	}
-	if _, err := writeOptions(attrs); err != nil || compression != nameEStargz {
+	if _, err := writeOptions(attrs); err != nil {
+		return err
+	}
+	if err := checkList(attrs); err != nil || compression != nameEStargz {
 		return err
 	}
 	key := string(exptypes.OptKeyOCITypes)
@@ -87,7 +93,22 @@ func checkCache(name string, attrs map[string]string) error {
 			return err
 		}
 	}
-	_, err := writeOptions(attrs)
+	if _, err := writeOptions(attrs); err != nil {
+		return err
+	}
+	return checkList(attrs)
+}
+
+// checkList looks whether a list could be used; what is in it is seen when the build is exported.
+func checkList(attrs map[string]string) error {
+	v, given := attrs[keyPrioritize]
+	if !given {
+		return nil
+	}
+	if !isEStargz(attrs) {
+		return fmt.Errorf("%s=%s is for compression=estargz only; choose that or leave %s out", keyPrioritize, v, keyPrioritize)
+	}
+	_, _, err := splitList(v)
 	return err
 }
 
@@ -95,8 +116,8 @@ func checkCache(name string, attrs map[string]string) error {
 func checkNames(what string, layers bool, attrs map[string]string) error {
 	for _, k := range slices.Sorted(maps.Keys(attrs)) {
 		switch {
-		case strings.HasPrefix(k, lazyPrefix):
-			return fmt.Errorf("unknown attribute %q of the %s: this version has no %s* attributes", k, what, lazyPrefix)
+		case strings.HasPrefix(k, lazyPrefix) && (k != keyPrioritize || !layers):
+			return fmt.Errorf("unknown attribute %q of the %s: there is %s, for exporters of layers", k, what, keyPrioritize)
 		case !strings.HasPrefix(k, estargzPrefix):
 		case !layers:
 			return fmt.Errorf("unknown attribute %q of the %s, which writes no layers", k, what)

@@ -8,8 +8,9 @@ import (
 	"github.com/moby/buildkit/session"
 )
 
-// Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type.
-func Cache(name string, resolve remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
+// Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type. The worker that has
+// the layers must get them by [GetRemotes].
+func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lists) remotecache.ResolveCacheExporterFunc {
 	resolve = Shared(resolve)
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		attrs = maps.Clone(attrs)
@@ -24,7 +25,13 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc) remotecach
 		if err != nil {
 			return nil, err
 		}
-		return &cacheExporter{e, newEStargz(opt)}, nil
+		c := &cacheExporter{e, newEStargz(opt)}
+		if list, given := attrs[keyPrioritize]; given {
+			if c.estargz.order, err = lists.read(ctx, g, list); err != nil {
+				return nil, err
+			}
+		}
+		return c, nil
 	}
 }
 

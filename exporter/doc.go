@@ -9,6 +9,10 @@
 // A push reads the blobs of lazy layers from where they are, which [Blobs] knows, and keeps nothing of them; unless others of the same build
 // want them too. What was converted, or rewritten for SOURCE_DATE_EPOCH, is found again by labels of its blob.
 //
+// With lazy-prioritize, the files of the layers are put in the order of a list, which [Lists] reads from the client. Labels in the content store say by
+// which options a blob was written: one that this daemon has made by others is made again, the base image's are not, unless
+// compression is forced; see [GetRemotes].
+//
 // All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
 // nothing in the content store that anything refers to.
 //

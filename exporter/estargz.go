@@ -29,7 +29,8 @@ import (
 // with other options.
 type eStargz struct {
 	compression.Type
-	opt estargz.WriteOptions // with the level, once it has replaced BuildKit's
+	opt   estargz.WriteOptions // with the level, once it has replaced BuildKit's
+	order *ordering            // nil leaves files where they are
 }
 
 // pool bounds what all exports of the daemon take.
@@ -42,9 +43,9 @@ func newEStargz(opt estargz.WriteOptions) *eStargz {
 // replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.
 func (e *eStargz) replace(c compression.Config) compression.Config {
 	if e != nil && c.Type == compression.EStargz {
-		w := newEStargz(e.opt)
+		w := *e
 		w.opt.Level = c.Level
-		c.Type = w
+		c.Type = &w
 	}
 	return c
 }
@@ -53,7 +54,7 @@ func (e *eStargz) replace(c compression.Config) compression.Config {
 func (e *eStargz) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
 	opt := e.opt
 	opt.Level = comp.Level
-	w := &layerWriter{ctx: ctx, opt: opt, label: labelOf(opt)}
+	w := &layerWriter{ctx: ctx, opt: opt, order: e.order, label: e.label()}
 	w.opt.Pool = pool()
 	return w.open, w.finalize
 }
@@ -75,24 +76,30 @@ func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc oc
 }
 
 // optionsLabel is how the labels begin that say with which options this daemon has written a blob. There may be several: a small layer is
-// the same with most of them.
+// the same with most of them. The value is how many of its files come first.
 const optionsLabel = "buildkitd-lazy/estargz."
 
-// labelOf names the options that make a difference to what is written: all but the pool.
-func labelOf(opt estargz.WriteOptions) string {
-	level := -1
+// label names the options that make a difference to what is written: all but the pool.
+func (e *eStargz) label() string {
+	opt, level, list := e.opt, -1, ""
 	if opt.Level != nil {
 		level = *opt.Level
 	}
 	opt.Level, opt.Pool = nil, nil
-	return optionsLabel + digest.FromString(fmt.Sprintf("%d %+v", level, opt)).Encoded()[:16]
+	if e.order != nil {
+		list = e.order.list.Digest().String()
+	}
+	return optionsLabel + digest.FromString(fmt.Sprintf("%d %+v %s", level, opt, list)).Encoded()[:16]
 }
 
 // writtenOtherwise reports whether a blob with these labels is ours, of other options.
 func (e *eStargz) writtenOtherwise(labels map[string]string) bool {
-	if _, same := labels[labelOf(e.opt)]; same {
-		return false
-	}
+	_, same := labels[e.label()]
+	return !same && isOurs(labels)
+}
+
+// isOurs reports whether this daemon has written a blob with these labels.
+func isOurs(labels map[string]string) bool {
 	for l := range labels {
 		if strings.HasPrefix(l, optionsLabel) {
 			return true
@@ -105,10 +112,12 @@ func (e *eStargz) writtenOtherwise(labels map[string]string) bool {
 type layerWriter struct {
 	ctx   context.Context
 	opt   estargz.WriteOptions
-	label string // see labelOf
+	order *ordering
+	label string // of what is written
 
 	mu      sync.Mutex
 	written *estargz.Written // the last one
+	first   int              // files that come first in it
 	err     error
 }
 
@@ -128,15 +137,29 @@ func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, er
 	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
-		written, err := estargz.Write(l.ctx, dest, r, l.opt)
+		written, first, err := l.write(dest, r)
 		if err != nil {
 			err = fmt.Errorf("write an eStargz layer: %w", err)
 			r.CloseWithError(err) // whoever makes the tar learns why it isn't wanted any more
 		}
 		s.err = err
-		l.set(written, err)
+		l.set(written, first, err)
 	}()
 	return s, nil
+}
+
+// write writes the layer of a tar, with its files in order.
+func (l *layerWriter) write(dest io.Writer, tar io.Reader) (w estargz.Written, first int, err error) {
+	if l.order != nil {
+		o, err := l.order.list.Tar(l.ctx, tar, l.order.dir)
+		if err != nil {
+			return w, 0, err
+		}
+		defer o.Close()
+		tar, first = o, o.First
+	}
+	w, err = estargz.Write(l.ctx, dest, tar, l.opt)
+	return w, first, err
 }
 
 // hopeless returns the error of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit would try three
@@ -153,17 +176,17 @@ func (l *layerWriter) hopeless() error {
 	return nil
 }
 
-func (l *layerWriter) set(written estargz.Written, err error) {
+func (l *layerWriter) set(written estargz.Written, first int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.written, l.err = &written, err
+	l.written, l.first, l.err = &written, first, err
 }
 
 // finalize implements compression.Finalizer: it says what the blob that was written last is, in labels and annotations as BuildKit's
 // own writer does.
 func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
 	l.mu.Lock()
-	written, err := l.written, l.err
+	written, first, err := l.written, l.first, l.err
 	l.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -181,7 +204,7 @@ func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[strin
 	}
 	// What is there is the digest of the tar without the TOC.
 	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
-	info.Labels[l.label] = "true"
+	info.Labels[l.label] = strconv.Itoa(first)
 	if _, err := cs.Update(ctx, info, "labels."+labels.LabelUncompressed, "labels."+l.label); err != nil {
 		return nil, fmt.Errorf("label eStargz layer %s: %w", written.Digest, err)
 	}

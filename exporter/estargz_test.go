@@ -410,13 +410,15 @@ func TestCache(t *testing.T) {
 		"zstd":              {map[string]string{"compression": "zstd", "compression-level": "99"}, false, ""},
 		"estargz":           {map[string]string{"compression": "estargz", "estargz-chunk-size": "1MiB"}, true, ""},
 		"unknown attribute": {map[string]string{"compression": "estargz", "estargz-chunks": "1"}, false, `unknown attribute "estargz-chunks" of the local cache exporter`},
+		"list without name": {map[string]string{"compression": "estargz", "lazy-prioritize": "/"}, false, "names no file"},
+		"list for zstd":     {map[string]string{"compression": "zstd", "lazy-prioritize": "list"}, false, "lazy-prioritize=list is for compression=estargz only"},
 		"unknown option":    {map[string]string{"lazy-x": "1"}, false, `"lazy-x"`},
 		"for estargz only":  {map[string]string{"estargz-chunk-size": "1MiB"}, false, "compression=estargz only"},
 		"bad level":         {map[string]string{"compression": "estargz", "compression-level": "10"}, false, "estargz has levels -2 to 9"},
 		"bad compression":   {map[string]string{"compression": "lzma"}, false, "lzma"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, err := Cache("local", resolve)(t.Context(), nil, c.attrs)
+			e, err := Cache("local", resolve, nil)(t.Context(), nil, c.attrs)
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Errorf("got %v, want %q", err, c.err)

@@ -11,6 +11,7 @@ import (
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
+	"github.com/opencontainers/go-digest"
 )
 
 // Exporter is one of BuildKit's exporters behind a check of its attributes.
@@ -20,6 +21,8 @@ type Exporter struct {
 	Blobs Blobs
 	// Content is where blobs are written. Nil leaves the rewriting of timestamps to BuildKit.
 	Content content.Store
+	// Lists reads the lists of files that come first. Required.
+	Lists *Lists
 
 	kind string
 }
@@ -81,20 +84,29 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	list, ordered := i.attrs[keyPrioritize]
+	if ordered {
+		if i.estargz.order, err = i.exporter.Lists.read(ctx, session.NewGroup(info.SessionID), list); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	wrapped := src.Clone()
-	wrapped.Ref = i.wrap(src.Ref, rewritings[""])
+	wrapped.Ref = i.wrap(src.Ref, baseOf(src, ""), rewritings[""])
 	for k, r := range src.Refs {
-		wrapped.Refs[k] = i.wrap(r, rewritings[k])
+		wrapped.Refs[k] = i.wrap(r, baseOf(src, k), rewritings[k])
 	}
 	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
+	if err == nil && ordered {
+		err = i.estargz.order.warn(ctx)
+	}
 	return resp, i.pushing(finalize, src, nameOf(resp), info.SessionID), desc, err
 }
 
-func (i *instance) wrap(r cache.ImmutableRef, rewriting *rewriting) cache.ImmutableRef {
+func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *rewriting) cache.ImmutableRef {
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.estargz, i.blobs, rewriting}
+	return &ref{r, i.estargz, base, i.blobs, rewriting}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
@@ -102,6 +114,7 @@ func (i *instance) wrap(r cache.ImmutableRef, rewriting *rewriting) cache.Immuta
 type ref struct {
 	cache.ImmutableRef
 	estargz   *eStargz
+	base      []digest.Digest // DiffIDs of the base image
 	blobs     Blobs
 	rewriting *rewriting
 }
@@ -109,7 +122,7 @@ type ref struct {
 // GetRemotes implements cache.ImmutableRef.
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	cfg.Compression = r.estargz.replace(cfg.Compression)
-	remotes, err := r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	remotes, err := getRemotes(ctx, r.ImmutableRef, createIfNeeded, cfg, all, s, r.base)
 	if err != nil {
 		return nil, err
 	}
@@ -126,5 +139,5 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.estargz, r.blobs, r.rewriting}
+	return &ref{r.ImmutableRef.Clone(), r.estargz, r.base, r.blobs, r.rewriting}
 }

@@ -45,6 +45,12 @@ func TestCheck(t *testing.T) {
 		"estargz for files":      {"tar", attrs{"estargz-chunk-size": "1MiB"}, nil, `unknown attribute "estargz-chunk-size"|tar exporter|no layers`},
 		"unknown attribute":      {"image", attrs{"lazy-profile": "x"}, nil, `unknown attribute "lazy-profile"|image exporter`},
 		"unknown, for any type":  {"local", attrs{"lazy-b": "", "lazy-a": ""}, nil, `"lazy-a"|local exporter`},
+		"a list":                 {"oci", attrs{"compression": "estargz", "oci-mediatypes": "true", "lazy-prioritize": "a/list"}, nil, ""},
+		"list of a context":      {"docker", attrs{"compression": "estargz", "lazy-prioritize": "lists:/a"}, attrs{"oci-mediatypes": "true"}, ""},
+		"list for gzip":          {"image", attrs{"lazy-prioritize": "list"}, nil, "lazy-prioritize=list is for compression=estargz only"},
+		"list without a name":    {"image", attrs{"compression": "estargz", "lazy-prioritize": ""}, nil, `lazy-prioritize="" names no file|in the build context`},
+		"list without context":   {"image", attrs{"compression": "estargz", "lazy-prioritize": ":list"}, nil, `lazy-prioritize=":list"`},
+		"list of files":          {"tar", attrs{"lazy-prioritize": "list"}, nil, `unknown attribute "lazy-prioritize" of the tar exporter`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := maps.Clone(c.attrs)

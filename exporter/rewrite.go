@@ -159,7 +159,7 @@ func (r *rewriting) key(comp compression.Config) string {
 		how = fmt.Sprintf("%s %d", how, *comp.Level)
 	}
 	if e, ok := comp.Type.(*eStargz); ok {
-		how = labelOf(e.opt)
+		how = e.label()
 	}
 	return digest.FromString(fmt.Sprintf("%d %s", r.epoch.UTC().Unix(), how)).Encoded()[:16]
 }

@@ -115,7 +115,7 @@ func TestPushStreams(t *testing.T) {
 				resolve := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) {
 					return &cacheTo{}, nil
 				}
-				if _, err := Cache("registry", resolve)(ctx, session.NewGroup(name), nil); err != nil {
+				if _, err := Cache("registry", resolve, nil)(ctx, session.NewGroup(name), nil); err != nil {
 					t.Fatal(err)
 				}
 			}

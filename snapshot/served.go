@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sort"
 	"sync"
 	"time"
 
@@ -155,12 +156,9 @@ func (s *served) open(ctx context.Context) (err error) {
 	opt := s.watchFill(model)
 	opt.Packed = model
 	s.filler = e.sched.Open(s.full, s, s.held, opt)
-	if e.opt.Prefetch && parsed.prefetch > 0 {
-		for _, c := range model.Chunks {
-			if model.Frames[c.Frame].Offset < parsed.prefetch {
-				s.filler.Prefetch(c.Data, c.Size)
-			}
-		}
+	if e.opt.Prefetch {
+		// All in one call, or the first frame would have a request of its own.
+		s.filler.Prefetch(0, upTo(model, parsed.prefetch))
 	}
 	if s.target, err = os.MkdirTemp(e.root, s.key.Blob.Encoded()[:16]+"-"); err != nil {
 		return err
@@ -176,6 +174,16 @@ func (s *served) format() (format, error) {
 	s.blobMu.Lock()
 	defer s.blobMu.Unlock()
 	return parseFormat(s.src.formats[s.key.Blob.String()])
+}
+
+// upTo returns where the data ends that is in a layer's blob before an offset.
+func upTo(l *layer.Layer, offset int64) int64 {
+	n := sort.Search(len(l.Frames), func(i int) bool { return l.Frames[i].Offset >= offset })
+	if n == 0 {
+		return 0
+	}
+	last := l.Frames[n-1]
+	return l.Chunks[last.FirstChunk+last.NumChunks-1].End()
 }
 
 // contents returns the layer's metadata, and holds the layer in the store.

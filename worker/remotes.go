@@ -13,6 +13,8 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 )
 
 // GetRemotes says where the blobs of a ref's layers are; cache export asks it.
@@ -25,7 +27,7 @@ func (w *Worker) GetRemotes(ctx context.Context, ref cache.ImmutableRef, createI
 	if ref == nil {
 		return nil, nil
 	}
-	remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, all, g)
+	remotes, err := exporter.GetRemotes(ctx, ref, createIfNeeded, cfg, all, g)
 	if err != nil || len(remotes) < 2 {
 		return remotes, err
 	}

@@ -60,6 +60,7 @@ type Options struct {
 // Worker is BuildKit's OCI worker with lazy base images.
 type Worker struct {
 	*base.Worker
+	root        string
 	reporter    *report.Reporter
 	snapshotter snapshots.Snapshotter
 	planner     *source.Snapshotter // nil without lazy layers
@@ -86,7 +87,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if err := removeLeftMounts(opt.Config.Root, os.TempDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		bklog.G(ctx).WithError(err).Warn("an earlier daemon has left mounts behind")
 	}
-	w := &Worker{reporter: &report.Reporter{}}
+	w := &Worker{root: opt.Config.Root, reporter: &report.Reporter{}}
 	hosts := resolver.NewRegistryConfig(opt.Config.Registries)
 
 	// The snapshotter is made before the content store.
@@ -196,6 +197,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	}
 	e := exporter.New(name, exp)
 	e.Content = w.ContentStore()
+	e.Lists = &exporter.Lists{Sessions: sm, Dir: w.root}
 	if w.planner != nil {
 		e.Blobs = w.planner
 	}

@@ -183,9 +183,10 @@ func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (
 			return policy.NewVerifier(policy.Config{StateDir: filepath.Join(cfg.Root, "policy")})
 		})
 	}
+	lists := &exporter.Lists{Sessions: sm, Dir: cfg.Root}
 	return map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts)),
-			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm)),
+			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts), lists),
+			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm), lists),
 			"inline":   inline.ResolveCacheExporterFunc(),
 			"gha":      exporter.Shared(gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier)),
 			"s3":       exporter.Shared(s3.ResolveCacheExporterFunc()),

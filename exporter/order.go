@@ -1,0 +1,142 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync/atomic"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/client"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/progress"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/order"
+)
+
+// An ordering says which files of an export's layers come first.
+type ordering struct {
+	name string // of the list, for who wrote it
+	list *order.List
+	dir  string // for the tars of layers
+
+	// first is how many files come first in the layers of the export.
+	first atomic.Int64
+}
+
+// An ordered compression type has layers written in an order, but for some.
+type ordered struct {
+	*eStargz
+	stay map[digest.Digest]bool
+}
+
+// String implements compression.Type. BuildKit takes two conversions of a layer for one if the types have the same name.
+func (o *ordered) String() string {
+	return o.Type.String() + ", ordered by " + o.order.list.Digest().String()
+}
+
+// NeedsConversion implements compression.Type: BuildKit asks it of a layer, and of what that has been converted to before.
+func (o *ordered) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
+	if !images.IsLayerType(desc.MediaType) || o.stay[desc.Digest] {
+		return false, nil
+	}
+	info, err := cs.Info(ctx, desc.Digest)
+	if err != nil && !cerrdefs.IsNotFound(err) {
+		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
+	}
+	_, done := info.Labels[o.label()]
+	return !done, nil
+}
+
+// GetRemotes returns the layers of a ref, those in order that are to be so. A worker has it for caches, whose exporters don't ask refs themselves.
+//
+// Without force, what BuildKit has made of a layer once is what it is exported as ever after. So the layers that this daemon has written
+// in another order are converted, as if force were on for them; others stay what they are, those of the base image among them.
+func GetRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	return getRemotes(ctx, ref, createIfNeeded, cfg, all, s, nil)
+}
+
+// getRemotes is GetRemotes of an image on top of a base with these DiffIDs.
+func getRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group, base []digest.Digest) ([]*solver.Remote, error) {
+	e, ok := cfg.Compression.Type.(*eStargz)
+	if !ok || e.order == nil {
+		return ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	}
+	o := &ordered{eStargz: e, stay: map[digest.Digest]bool{}}
+	if !cfg.Compression.Force {
+		remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, false, s)
+		if err != nil {
+			return nil, err
+		}
+		below := true // whether all layers so far are the base's
+		for i, desc := range remotes[0].Descriptors {
+			below = below && i < len(base) && base[i].String() == desc.Annotations[labels.LabelUncompressed]
+			info, err := remotes[0].Provider.Info(ctx, desc.Digest)
+			if err != nil && !cerrdefs.IsNotFound(err) {
+				return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
+			}
+			if below || !isOurs(info.Labels) {
+				o.stay[desc.Digest] = true
+			}
+		}
+		cfg.Compression.Force = true
+	}
+	cfg.Compression.Type = o
+	remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+	if err != nil {
+		return nil, err
+	}
+	for _, desc := range remotes[0].Descriptors {
+		// What can't be had from the content store has no labels of ours.
+		if info, err := remotes[0].Provider.Info(ctx, desc.Digest); err == nil && !o.stay[desc.Digest] {
+			n, _ := strconv.Atoi(info.Labels[o.label()])
+			o.order.first.Add(int64(n))
+		}
+	}
+	return remotes, nil
+}
+
+// baseOf returns the DiffIDs of the image that a platform's result is built on, if the frontend says which that is.
+func baseOf(src *bkexporter.Source, platform string) []digest.Digest {
+	key := exptypes.ExporterImageBaseConfigKey
+	config, ok := src.Metadata[key+"/"+platform]
+	if !ok {
+		config = src.Metadata[key]
+	}
+	var base ocispecs.Image
+	if json.Unmarshal(config, &base) != nil {
+		return nil // none, or BuildKit's to complain of
+	}
+	return slices.Clip(base.RootFS.DiffIDs)
+}
+
+// warn tells the user of a list that has done nothing.
+func (o *ordering) warn(ctx context.Context) error {
+	if o.first.Load() > 0 {
+		return nil
+	}
+	pw, ok, _ := progress.NewFromContext(ctx)
+	if !ok {
+		return nil
+	}
+	if err := pw.Write(identity.NewID(), client.VertexWarning{Level: 1, Short: fmt.Appendf(nil,
+		"%s=%s: none of its %d paths is in a layer that this build has made; layers of the base image stay as they are without force-compression=true",
+		keyPrioritize, o.name, o.list.Len()),
+	}); err != nil {
+		return err
+	}
+	return pw.Close()
+}
