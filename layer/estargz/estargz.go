@@ -18,7 +18,7 @@
 //
 // A TOC has no name that isn't UTF-8, and mostly times in whole seconds.
 //
-// [Write] makes a layer of a tar, without loss and on all CPUs, with the first of these footers:
+// [Write] makes a layer of a tar, without loss and on all CPUs, with the first of these footers, or the last:
 //
 //	tar -> package frames -> deflate, digests of chunks -> TOC
 //

@@ -16,12 +16,12 @@ func aroundTOC(size int) (head, tail []byte, err error) {
 	return b.Bytes(), make([]byte, -size&511+2*512), nil
 }
 
-// footerOf is the footer of a blob whose TOC is at an offset: see parseFooter.
-func footerOf(toc int64) []byte {
+// newFooter is a footer with this extra field: see parseFooter.
+func newFooter(extra string) []byte {
 	b := append(make([]byte, 0, footerSize), gzipHeader...)
 	b = append(b, 0, 0, 0, 0, 0, 255) // no time, no flags, no system
-	b = binary.LittleEndian.AppendUint16(b, uint16(len(subfield)+16+len(magic)))
-	b = fmt.Appendf(append(b, subfield...), "%016x%s", toc, magic)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(extra)))
+	b = append(b, extra...)
 	b = append(b, 1, 0, 0, 0xff, 0xff) // the last block, of 0 bytes as they are
 	return append(b, 0, 0, 0, 0, 0, 0, 0, 0)
 }

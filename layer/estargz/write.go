@@ -21,6 +21,9 @@ type WriteOptions struct {
 	// own. Stargz-snapshotter's readers know shared frames since v0.13.0, of November 2022; estargz.Reader.VerifyTOC of its library, which
 	// these don't call, takes them for a mistake. It's at most MaxChunkSize.
 	MinChunkSize int64
+	// ExternalTOC keeps the TOC out of the blob, which then decompresses to the tar and nothing else. Whoever reads it needs
+	// [Written.TOC].
+	ExternalTOC bool
 	// Pool is what is shared with other writers. Nil is one for all CPUs.
 	Pool *Pool
 }
@@ -56,11 +59,13 @@ type Written struct {
 	// Digest and Size are the blob's.
 	Digest digest.Digest
 	Size   int64
-	// DiffID and TarSize are those of what the blob decompresses to: the tar, and behind it the TOC.
+	// DiffID and TarSize are those of what the blob decompresses to: the tar, and behind it the TOC, unless that is external.
 	DiffID  digest.Digest
 	TarSize int64
 	// TOCDigest is what readers verify the TOC by.
 	TOCDigest digest.Digest
+	// TOC is the external one, a gzip'ed tar: see [Options.ExternalTOC].
+	TOC []byte
 	// Lossy is the first entry, if there is one, that has a name, a target or an xattr's name that isn't UTF-8. The
 	// TOC can't say what it is: such a layer is good for being pulled as a whole only.
 	Lossy string
@@ -89,13 +94,13 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err != nil {
 		return Written{}, err
 	}
-	tocDigest, err := f.finish(out)
+	tocDigest, toc, err := f.finish(out, opt.ExternalTOC)
 	if err != nil {
 		return Written{}, err
 	}
 	blob, size := out.Blob()
 	diffID, tarSize := out.Tar()
-	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Lossy: out.Lossy}, nil
+	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, TOC: toc, Lossy: out.Lossy}, nil
 }
 
 // complete checks the options, and puts the defaults in.
@@ -153,20 +158,23 @@ func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	return nil
 }
 
-// finish writes the TOC, and the footer that says where it is.
-func (f *format) finish(out *frames.Output) (digest.Digest, error) {
+// finish writes the TOC, or returns it if it is external, and writes the footer that says where it is.
+func (f *format) finish(out *frames.Output, external bool) (sum digest.Digest, toc []byte, err error) {
 	json := f.toc.Finish(out.Sums, "")
 	head, tail, err := aroundTOC(len(json))
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	gz, err := deflate(nil, f.level, head, json, tail)
 	if err != nil {
-		return "", fmt.Errorf("compress the table of contents: %w", err)
+		return "", nil, fmt.Errorf("compress the table of contents: %w", err)
+	}
+	if external {
+		return digest.FromBytes(json), gz, out.Append(newFooter(externalField))
 	}
 	_, at := out.Blob()
 	if err := out.Append(gz, head, json, tail); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return digest.FromBytes(json), out.Append(footerOf(at))
+	return digest.FromBytes(json), nil, out.Append(newFooter(fmt.Sprintf("%s%016x%s", subfield, at, magic)))
 }

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os/exec"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -248,7 +249,7 @@ func TestWriteIsDeterministic(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if !bytes.Equal(b.Bytes(), want.data) || got != w {
+				if !bytes.Equal(b.Bytes(), want.data) || !reflect.DeepEqual(got, w) {
 					t.Errorf("%d CPUs make %+v, not %+v", cpus, got, w)
 				}
 			}
