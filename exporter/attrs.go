@@ -36,6 +36,7 @@ const keyPrioritize = "lazy-prioritize"
 const (
 	keyChunkSize    = "estargz-chunk-size"
 	keyMinChunkSize = "estargz-min-chunk-size"
+	keyExternalTOC  = "estargz-external-toc" // a boolean
 
 	// leastChunkSize keeps the table of contents smaller than what it's the table of.
 	leastChunkSize = 4 << 10
@@ -49,7 +50,7 @@ func check(kind string, attrs map[string]string) error {
 		return err
 	}
 	if layers {
-		return checkLayers(attrs)
+		return checkLayers(kind, attrs)
 	}
 	return nil
 }
@@ -59,12 +60,15 @@ func writesLayers(kind string) bool {
 	return kind == client.ExporterImage || kind == client.ExporterOCI || kind == client.ExporterDocker
 }
 
-func checkLayers(attrs map[string]string) error {
+func checkLayers(kind string, attrs map[string]string) error {
 	compression := attrs[string(exptypes.OptKeyLayerCompression)]
 	if err := checkLevel(compression, attrs); err != nil {
 		return err
 	}
 	if _, err := writeOptions(attrs); err != nil {
+		return err
+	}
+	if err := checkTOC(kind+" exporter", kind == client.ExporterImage, attrs); err != nil {
 		return err
 	}
 	if err := checkList(attrs); err != nil || compression != nameEStargz {
@@ -96,6 +100,9 @@ func checkCache(name string, attrs map[string]string) error {
 	if _, err := writeOptions(attrs); err != nil {
 		return err
 	}
+	if err := checkTOC(name+" cache exporter", false, attrs); err != nil {
+		return err
+	}
 	return checkList(attrs)
 }
 
@@ -121,8 +128,8 @@ func checkNames(what string, layers bool, attrs map[string]string) error {
 		case !strings.HasPrefix(k, estargzPrefix):
 		case !layers:
 			return fmt.Errorf("unknown attribute %q of the %s, which writes no layers", k, what)
-		case k != keyChunkSize && k != keyMinChunkSize:
-			return fmt.Errorf("unknown attribute %q of the %s: there are %s and %s", k, what, keyChunkSize, keyMinChunkSize)
+		case k != keyChunkSize && k != keyMinChunkSize && k != keyExternalTOC:
+			return fmt.Errorf("unknown attribute %q of the %s: there are %s, %s and %s", k, what, keyChunkSize, keyMinChunkSize, keyExternalTOC)
 		}
 	}
 	return nil
@@ -159,7 +166,51 @@ func writeOptions(attrs map[string]string) (opt estargz.WriteOptions, err error)
 		}
 		*a.to = max(n, 1) // 0 is no default here: each file by itself, which takes one byte at least
 	}
-	return opt, nil
+	opt.ExternalTOC, err = boolean(attrs, keyExternalTOC)
+	return opt, err
+}
+
+// boolean reads an attribute as BuildKit does: one without a value is true.
+func boolean(attrs map[string]string, key string) (bool, error) {
+	v, given := attrs[key]
+	if !given || v == "" {
+		return given, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("%s=%q is neither true nor false", key, v)
+	}
+	return b, nil
+}
+
+// checkTOC looks whether external TOCs have a place to go to.
+func checkTOC(what string, image bool, attrs map[string]string) error {
+	external, err := boolean(attrs, keyExternalTOC)
+	if err != nil || !external {
+		return err
+	}
+	if !isEStargz(attrs) {
+		return fmt.Errorf("%s is for compression=estargz only; choose that or leave %s out", keyExternalTOC, keyExternalTOC)
+	}
+	if !image {
+		return fmt.Errorf("%s is for the image exporter only: the tables of contents are an image of their own, which the %s has no place for", keyExternalTOC, what)
+	}
+	// What isn't a boolean is BuildKit's to refuse.
+	if b, err := boolean(attrs, string(exptypes.OptKeyPush)); err == nil && !b {
+		return fmt.Errorf("%s needs push=true: the tables of contents are pushed to NAME:TAG%s", keyExternalTOC, tocImageSuffix)
+	}
+	for _, k := range []string{string(exptypes.OptKeyPushByDigest), string(exptypes.OptKeyRewriteTimestamp)} {
+		if b, err := boolean(attrs, k); err == nil && b {
+			return fmt.Errorf("%s conflicts with %s: %s", keyExternalTOC, k, conflicts[k])
+		}
+	}
+	return nil
+}
+
+// conflicts are what external TOCs don't go with.
+var conflicts = map[string]string{
+	string(exptypes.OptKeyPushByDigest):     "readers find the tables of contents by the image's tag",
+	string(exptypes.OptKeyRewriteTimestamp): "BuildKit would write the tables of contents into the layers",
 }
 
 func checkLevel(compression string, attrs map[string]string) error {

@@ -13,6 +13,9 @@
 // which options a blob was written: one that this daemon has made by others is made again, the base image's are not, unless
 // compression is forced; see [GetRemotes].
 //
+// With estargz-external-toc, the tables of contents are blobs of their own in the content store, which live as long as the layers. They are pushed,
+// as an image by itself, before the image whose layers they describe.
+//
 // All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
 // nothing in the content store that anything refers to.
 //

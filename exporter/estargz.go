@@ -31,13 +31,17 @@ type eStargz struct {
 	compression.Type
 	opt   estargz.WriteOptions // with the level, once it has replaced BuildKit's
 	order *ordering            // nil leaves files where they are
+	tocs  *tocs                // of what is exported, if they are external
 }
+
+// rewrites reports whether layers that this daemon has written otherwise are written again without force.
+func (e *eStargz) rewrites() bool { return e.order != nil || e.opt.ExternalTOC }
 
 // pool bounds what all exports of the daemon take.
 var pool = sync.OnceValue(func() *estargz.Pool { return estargz.NewPool(0) })
 
 func newEStargz(opt estargz.WriteOptions) *eStargz {
-	return &eStargz{Type: compression.EStargz, opt: opt}
+	return &eStargz{Type: compression.EStargz, opt: opt, tocs: &tocs{of: map[digest.Digest]tocOf{}}}
 }
 
 // replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.
@@ -205,16 +209,30 @@ func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[strin
 	// What is there is the digest of the tar without the TOC.
 	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
 	info.Labels[l.label] = strconv.Itoa(first)
-	if _, err := cs.Update(ctx, info, "labels."+labels.LabelUncompressed, "labels."+l.label); err != nil {
+	fields := []string{"labels." + labels.LabelUncompressed, "labels." + l.label}
+	external := l.opt.ExternalTOC && written.Lossy == ""
+	if external {
+		said, err := storeTOC(ctx, cs, written)
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range said {
+			info.Labels[k] = v
+			fields = append(fields, "labels."+k)
+		}
+	}
+	if _, err := cs.Update(ctx, info, fields...); err != nil {
 		return nil, fmt.Errorf("label eStargz layer %s: %w", written.Digest, err)
 	}
 	annotations := map[string]string{
 		labels.LabelUncompressed:               written.DiffID.String(),
 		stargz.StoreUncompressedSizeAnnotation: strconv.FormatInt(written.TarSize, 10),
 	}
-	if written.Lossy == "" {
+	switch {
+	case external: // for who asks for it: see tocs.annotate
+	case written.Lossy == "":
 		annotations[stargz.TOCJSONDigestAnnotation] = written.TOCDigest.String()
-	} else {
+	default:
 		// With the annotation, readers would show the file under another name.
 		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
 			Warn("a layer that holds names which aren't UTF-8 can't be pulled lazily; it is exported without the annotation that says it can")

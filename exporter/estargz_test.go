@@ -410,6 +410,7 @@ func TestCache(t *testing.T) {
 		"zstd":              {map[string]string{"compression": "zstd", "compression-level": "99"}, false, ""},
 		"estargz":           {map[string]string{"compression": "estargz", "estargz-chunk-size": "1MiB"}, true, ""},
 		"unknown attribute": {map[string]string{"compression": "estargz", "estargz-chunks": "1"}, false, `unknown attribute "estargz-chunks" of the local cache exporter`},
+		"external TOC":      {map[string]string{"compression": "estargz", "estargz-external-toc": "true"}, false, "for the image exporter only"},
 		"list without name": {map[string]string{"compression": "estargz", "lazy-prioritize": "/"}, false, "names no file"},
 		"list for zstd":     {map[string]string{"compression": "zstd", "lazy-prioritize": "list"}, false, "lazy-prioritize=list is for compression=estargz only"},
 		"unknown option":    {map[string]string{"lazy-x": "1"}, false, `"lazy-x"`},

@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"maps"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -9,6 +10,7 @@ import (
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
 	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +25,8 @@ type Exporter struct {
 	Content content.Store
 	// Lists reads the lists of files that come first. Required.
 	Lists *Lists
+	// Registries are where images of tables of contents are pushed to. Required.
+	Registries *Registries
 
 	kind string
 }
@@ -84,8 +88,7 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	list, ordered := i.attrs[keyPrioritize]
-	if ordered {
+	if list, given := i.attrs[keyPrioritize]; given {
 		if i.estargz.order, err = i.exporter.Lists.read(ctx, session.NewGroup(info.SessionID), list); err != nil {
 			return nil, nil, nil, err
 		}
@@ -96,10 +99,47 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 		wrapped.Refs[k] = i.wrap(r, baseOf(src, k), rewritings[k])
 	}
 	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
-	if err == nil && ordered {
-		err = i.estargz.order.warn(ctx)
+	if err != nil {
+		return resp, finalize, desc, err
 	}
-	return resp, i.pushing(finalize, src, nameOf(resp), info.SessionID), desc, err
+	finalize = i.pushing(finalize, src, nameOf(resp), info.SessionID)
+	if finalize, err = i.finish(ctx, finalize, nameOf(resp), info.SessionID); err != nil {
+		if desc != nil {
+			err = errors.Join(err, desc.Release())
+		}
+		return nil, nil, nil, err
+	}
+	return resp, finalize, desc, nil
+}
+
+// finish does what is to be done when BuildKit's exporter has made the image, and before it is pushed.
+func (i *instance) finish(ctx context.Context, finalize bkexporter.FinalizeFunc, names, session string) (bkexporter.FinalizeFunc, error) {
+	if i.estargz == nil {
+		return finalize, nil
+	}
+	if i.estargz.order != nil {
+		if err := i.estargz.order.warn(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !i.estargz.opt.ExternalTOC || finalize == nil {
+		return finalize, nil
+	}
+	insecure, err := boolean(i.attrs, string(exptypes.OptKeyInsecure))
+	if err != nil {
+		return nil, err
+	}
+	img, err := i.exporter.Registries.image(ctx, i.estargz.tocs)
+	if err != nil || img == nil {
+		return finalize, err
+	}
+	return func(ctx context.Context) error {
+		// First, as who pulls the image looks for them at once.
+		if err := i.exporter.Registries.push(ctx, img, names, insecure, session); err != nil {
+			return err
+		}
+		return finalize(ctx)
+	}, nil
 }
 
 func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *rewriting) cache.ImmutableRef {

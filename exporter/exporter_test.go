@@ -50,6 +50,14 @@ func TestCheck(t *testing.T) {
 		"list for gzip":          {"image", attrs{"lazy-prioritize": "list"}, nil, "lazy-prioritize=list is for compression=estargz only"},
 		"list without a name":    {"image", attrs{"compression": "estargz", "lazy-prioritize": ""}, nil, `lazy-prioritize="" names no file|in the build context`},
 		"list without context":   {"image", attrs{"compression": "estargz", "lazy-prioritize": ":list"}, nil, `lazy-prioritize=":list"`},
+		"external":               {"image", attrs{"compression": "estargz", "oci-mediatypes": "true", "push": "", "estargz-external-toc": ""}, nil, ""},
+		"not external":           {"oci", attrs{"compression": "estargz", "oci-mediatypes": "true", "estargz-external-toc": "false"}, nil, ""},
+		"external, what?":        {"image", attrs{"compression": "estargz", "push": "true", "estargz-external-toc": "perhaps"}, nil, `estargz-external-toc="perhaps" is neither true nor false`},
+		"external for gzip":      {"image", attrs{"push": "true", "estargz-external-toc": "true"}, nil, "estargz-external-toc is for compression=estargz only"},
+		"external, not pushed":   {"image", attrs{"compression": "estargz", "estargz-external-toc": "true"}, nil, "estargz-external-toc needs push=true|-esgztoc"},
+		"external, by digest":    {"image", attrs{"compression": "estargz", "push": "true", "push-by-digest": "true", "estargz-external-toc": "true"}, nil, "conflicts with push-by-digest|by the image's tag"},
+		"external, rewritten":    {"image", attrs{"compression": "estargz", "push": "true", "rewrite-timestamp": "true", "estargz-external-toc": "true"}, nil, "conflicts with rewrite-timestamp"},
+		"external in a tar":      {"oci", attrs{"compression": "estargz", "estargz-external-toc": "true"}, nil, "for the image exporter only|oci exporter has no place"},
 		"list of files":          {"tar", attrs{"lazy-prioritize": "list"}, nil, `unknown attribute "lazy-prioritize" of the tar exporter`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -37,19 +37,17 @@ type ordering struct {
 	first atomic.Int64
 }
 
-// An ordered compression type has layers written in an order, but for some.
-type ordered struct {
+// A converting compression type has all layers written with its options, but for some.
+type converting struct {
 	*eStargz
 	stay map[digest.Digest]bool
 }
 
 // String implements compression.Type. BuildKit takes two conversions of a layer for one if the types have the same name.
-func (o *ordered) String() string {
-	return o.Type.String() + ", ordered by " + o.order.list.Digest().String()
-}
+func (o *converting) String() string { return o.Type.String() + " as " + o.label() }
 
 // NeedsConversion implements compression.Type: BuildKit asks it of a layer, and of what that has been converted to before.
-func (o *ordered) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
+func (o *converting) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
 	if !images.IsLayerType(desc.MediaType) || o.stay[desc.Digest] {
 		return false, nil
 	}
@@ -64,7 +62,7 @@ func (o *ordered) NeedsConversion(ctx context.Context, cs content.Store, desc oc
 // GetRemotes returns the layers of a ref, those in order that are to be so. A worker has it for caches, whose exporters don't ask refs themselves.
 //
 // Without force, what BuildKit has made of a layer once is what it is exported as ever after. So the layers that this daemon has written
-// in another order are converted, as if force were on for them; others stay what they are, those of the base image among them.
+// in another order, or with a TOC elsewhere, are converted, as if force were on for them; others stay what they are, those of the base image among them.
 func GetRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	return getRemotes(ctx, ref, createIfNeeded, cfg, all, s, nil)
 }
@@ -72,41 +70,67 @@ func GetRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool
 // getRemotes is GetRemotes of an image on top of a base with these DiffIDs.
 func getRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group, base []digest.Digest) ([]*solver.Remote, error) {
 	e, ok := cfg.Compression.Type.(*eStargz)
-	if !ok || e.order == nil {
+	if !ok || cfg.Compression.Force && !e.rewrites() {
 		return ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
 	}
-	o := &ordered{eStargz: e, stay: map[digest.Digest]bool{}}
+	o := &converting{eStargz: e, stay: map[digest.Digest]bool{}}
 	if !cfg.Compression.Force {
-		remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, false, s)
-		if err != nil {
+		remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+		if err != nil || len(remotes) == 0 {
 			return nil, err
 		}
-		below := true // whether all layers so far are the base's
-		for i, desc := range remotes[0].Descriptors {
-			below = below && i < len(base) && base[i].String() == desc.Annotations[labels.LabelUncompressed]
-			info, err := remotes[0].Provider.Info(ctx, desc.Digest)
-			if err != nil && !cerrdefs.IsNotFound(err) {
-				return nil, fmt.Errorf("layer %s: %w", desc.Digest, err)
-			}
-			if below || !isOurs(info.Labels) {
-				o.stay[desc.Digest] = true
-			}
+		if convert, err := o.keep(ctx, remotes[0], base); err != nil || !convert {
+			return remotes, err
 		}
 		cfg.Compression.Force = true
 	}
 	cfg.Compression.Type = o
 	remotes, err := ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)
-	if err != nil {
+	if err != nil || len(remotes) == 0 {
 		return nil, err
 	}
-	for _, desc := range remotes[0].Descriptors {
-		// What can't be had from the content store has no labels of ours.
-		if info, err := remotes[0].Provider.Info(ctx, desc.Digest); err == nil && !o.stay[desc.Digest] {
+	return remotes, o.note(ctx, remotes[0])
+}
+
+// keep finds out which layers stay as they are, and reports whether any doesn't.
+func (o *converting) keep(ctx context.Context, remote *solver.Remote, base []digest.Digest) (convert bool, err error) {
+	below := true // whether all layers so far are the base's
+	for i, desc := range remote.Descriptors {
+		below = below && i < len(base) && base[i].String() == desc.Annotations[labels.LabelUncompressed]
+		info, err := remote.Provider.Info(ctx, desc.Digest)
+		if err != nil && !cerrdefs.IsNotFound(err) {
+			return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
+		}
+		// A TOC that is elsewhere isn't to be found by who doesn't export it, too.
+		_, external := info.Labels[tocLabel]
+		if below || !isOurs(info.Labels) || !o.rewrites() && !external {
+			o.stay[desc.Digest] = true
+		} else {
+			convert = true
+		}
+	}
+	return convert, nil
+}
+
+// note takes note of what has come of the layers.
+func (o *converting) note(ctx context.Context, remote *solver.Remote) error {
+	for i := range remote.Descriptors {
+		desc := &remote.Descriptors[i]
+		info, err := remote.Provider.Info(ctx, desc.Digest)
+		if err != nil || o.stay[desc.Digest] {
+			continue // what can't be had from the content store has no labels of ours
+		}
+		if o.order != nil {
 			n, _ := strconv.Atoi(info.Labels[o.label()])
 			o.order.first.Add(int64(n))
 		}
+		if o.opt.ExternalTOC {
+			if err := o.tocs.annotate(desc, info); err != nil {
+				return err
+			}
+		}
 	}
-	return remotes, nil
+	return nil
 }
 
 // baseOf returns the DiffIDs of the image that a platform's result is built on, if the frontend says which that is.

@@ -30,7 +30,7 @@ func inOrderOf(t *testing.T, dir, list string) compression.Config {
 	e := newEStargz(estargz.WriteOptions{})
 	e.order = &ordering{name: "list", list: l, dir: dir}
 	c := e.replace(compression.New(compression.EStargz))
-	c.Type = &ordered{eStargz: c.Type.(*eStargz)}
+	c.Type = &converting{eStargz: c.Type.(*eStargz)}
 	return c
 }
 
@@ -88,7 +88,7 @@ func TestOrdered(t *testing.T) {
 			t.Errorf("by %q: needs conversion %v, %v", list, needs, err)
 		}
 	}
-	comp := inOrderOf(t, dir, "a").Type.(*ordered)
+	comp := inOrderOf(t, dir, "a").Type.(*converting)
 	comp.stay = map[digest.Digest]bool{one.Digest: true}
 	if needs, err := comp.NeedsConversion(t.Context(), cs, *one); needs || err != nil {
 		t.Errorf("a layer that is to stay needs conversion: %v, %v", needs, err)

@@ -198,6 +198,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	e := exporter.New(name, exp)
 	e.Content = w.ContentStore()
 	e.Lists = &exporter.Lists{Sessions: sm, Dir: w.root}
+	e.Registries = &exporter.Registries{Content: w.ContentStore(), Sessions: sm, Hosts: w.RegistryHosts}
 	if w.planner != nil {
 		e.Blobs = w.planner
 	}
