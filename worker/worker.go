@@ -202,7 +202,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	if w.planner != nil {
 		e.Blobs = w.planner
 	}
-	return e, nil
+	return exporter.WithZstdChunked(name, e), nil
 }
 
 // FromRemote implements worker.Worker.

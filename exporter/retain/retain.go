@@ -3,7 +3,7 @@
 //
 // BuildKit's cache keeps those annotations of a layer that it knows, and copies the list of them when it is initialized, from one that others
 // can change. This package adds to that before: Go initializes a package as soon as all that it imports is, and of several the
-// first by its path. So it imports next to nothing. That it works is tested in package exporter.
+// first by its path. So it imports next to nothing. That it works is what integration tests see, in manifests.
 package retain
 
 import (

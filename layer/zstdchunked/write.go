@@ -23,8 +23,8 @@ type WriteOptions struct {
 	ChunkSize int64
 	// Pool is what is shared with other writers. Nil is one for all CPUs.
 	Pool *frames.Pool
-	// NoDigests leaves out Digest and DiffID, for a caller who computes them anyway.
-	NoDigests bool
+	// NoDiffID leaves out DiffID, for a caller who has it of the tar anyway.
+	NoDiffID bool
 }
 
 const (
@@ -78,7 +78,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 		return Written{}, err
 	}
 	f := &format{level: level, pool: opt.Pool, toc: frames.NewIndex(), split: split}
-	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, Pool: opt.Pool, Blob: !opt.NoDigests, Tar: !opt.NoDigests})
+	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, Pool: opt.Pool, Blob: true, Tar: !opt.NoDiffID})
 	if err != nil {
 		return Written{}, err
 	}

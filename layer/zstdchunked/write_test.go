@@ -131,7 +131,7 @@ func TestDeterministic(t *testing.T) {
 		pool := frames.NewPool(cpus)
 		for range 2 {
 			var out bytes.Buffer
-			if _, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{Pool: pool, ChunkSize: 5000, NoDigests: true}); err != nil {
+			if _, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{Pool: pool, ChunkSize: 5000, NoDiffID: true}); err != nil {
 				t.Fatal(err)
 			}
 			if want == nil {
@@ -250,7 +250,7 @@ func BenchmarkWrite(b *testing.B) {
 	in := layertest.Tar(b, layertest.Random(r, 3000)...)
 	b.SetBytes(int64(len(in)))
 	for b.Loop() {
-		if _, err := zstdchunked.Write(b.Context(), io.Discard, bytes.NewReader(in), zstdchunked.WriteOptions{NoDigests: true}); err != nil {
+		if _, err := zstdchunked.Write(b.Context(), io.Discard, bytes.NewReader(in), zstdchunked.WriteOptions{NoDiffID: true}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,0 +1,312 @@
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/docker/go-units"
+	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/cache/remotecache"
+	"github.com/moby/buildkit/client"
+	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
+	"github.com/moby/buildkit/util/compression"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	_ "github.com/buildkitd-lazy/buildkitd-lazy/exporter/retain" // or what finalize returns would be dropped
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
+)
+
+const (
+	nameZstdChunked   = "zstdchunked"
+	zstdChunkedPrefix = "zstdchunked-"
+	keyZstdChunkSize  = zstdChunkedPrefix + "chunk-size"
+
+	// lossyLabel marks a blob that can't be zstd:chunked, whoever tries.
+	lossyLabel = "buildkitd-lazy/zstdchunked.lossy"
+)
+
+// zstdChunked is BuildKit's zstd but for the writer, and for what is taken as it is: zstd:chunked, whoever wrote it.
+type zstdChunked struct {
+	compression.Type
+	opt zstdchunked.WriteOptions
+}
+
+// replace puts this writer in the place of BuildKit's.
+func (z *zstdChunked) replace(c compression.Config) compression.Config {
+	if c.Type == compression.Zstd {
+		c.Type = z
+	}
+	return c
+}
+
+// takeZstdChunked returns nil if the attributes don't ask for zstd:chunked. If they do, it makes them ask for zstd, which BuildKit knows.
+func takeZstdChunked(what string, layers bool, attrs map[string]string) (*zstdChunked, error) {
+	compressionKey := string(exptypes.OptKeyLayerCompression)
+	wanted := layers && attrs[compressionKey] == nameZstdChunked
+	for _, k := range slices.Sorted(maps.Keys(attrs)) {
+		switch {
+		case !strings.HasPrefix(k, zstdChunkedPrefix):
+		case !layers:
+			return nil, fmt.Errorf("unknown attribute %q of the %s, which writes no layers", k, what)
+		case k != keyZstdChunkSize:
+			return nil, fmt.Errorf("unknown attribute %q of the %s: there is %s", k, what, keyZstdChunkSize)
+		case !wanted:
+			return nil, fmt.Errorf("%s=%s is for compression=zstdchunked only; choose that or leave %s out", k, attrs[k], k)
+		}
+	}
+	if !wanted {
+		return nil, nil
+	}
+	z := &zstdChunked{Type: compression.Zstd}
+	if v, given := attrs[keyZstdChunkSize]; given {
+		n, err := units.RAMInBytes(v)
+		if err != nil {
+			return nil, fmt.Errorf("%s=%q is no size: give bytes, or a number with a unit as in 64k or 4MiB", keyZstdChunkSize, v)
+		}
+		if n < leastChunkSize || n > frames.MaxChunkSize {
+			return nil, fmt.Errorf("%s=%s is out of range: want %d to %d bytes", keyZstdChunkSize, v, leastChunkSize, int64(frames.MaxChunkSize))
+		}
+		z.opt.ChunkSize = n
+	}
+	key := string(exptypes.OptKeyOCITypes)
+	if oci, err := strconv.ParseBool(attrs[key]); err == nil && !oci {
+		return nil, fmt.Errorf("compression=zstdchunked conflicts with %s=false: Docker's media types have no annotations, and without those that say where its table of contents is a layer can't be pulled lazily; leave %s out or choose compression=zstd", key, key)
+	}
+	key = string(exptypes.OptKeyRewriteTimestamp)
+	if rewrite, err := strconv.ParseBool(attrs[key]); err == nil && rewrite {
+		return nil, fmt.Errorf("%s=true conflicts with compression=zstdchunked: what is written anew would be zstd without a table of contents; leave %s out or choose compression=estargz", key, key)
+	}
+	delete(attrs, keyZstdChunkSize)
+	attrs[compressionKey] = compression.Zstd.String()
+	return z, nil
+}
+
+// WithZstdChunked has an exporter write zstd:chunked layers where compression=zstdchunked asks for it. The kind is that of New.
+func WithZstdChunked(kind string, next bkexporter.Exporter) bkexporter.Exporter {
+	return &chunkedExporter{next, kind}
+}
+
+type chunkedExporter struct {
+	bkexporter.Exporter
+	kind string
+}
+
+// Resolve implements exporter.Exporter.
+func (e *chunkedExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (bkexporter.ExporterInstance, error) {
+	attrs = maps.Clone(attrs)
+	layers := slices.Contains([]string{client.ExporterImage, client.ExporterOCI, client.ExporterDocker}, e.kind)
+	z, err := takeZstdChunked(e.kind+" exporter", layers, attrs)
+	if err != nil {
+		return nil, err
+	}
+	if key := string(exptypes.OptKeyOCITypes); z != nil && attrs[key] == "" {
+		attrs[key] = "true" // the docker exporter's default has no place for a layer's annotations
+	}
+	inst, err := e.Exporter.Resolve(ctx, id, attrs)
+	if err != nil || z == nil {
+		return inst, err
+	}
+	return &chunkedInstance{inst, z}, nil
+}
+
+// A chunkedInstance is an exporter of zstd:chunked layers.
+type chunkedInstance struct {
+	bkexporter.ExporterInstance
+	zstd *zstdChunked
+}
+
+// Config implements exporter.ExporterInstance.
+func (i *chunkedInstance) Config() *bkexporter.Config {
+	return bkexporter.NewConfigWithCompression(i.zstd.replace(i.ExporterInstance.Config().Compression()))
+}
+
+// Export implements exporter.ExporterInstance.
+func (i *chunkedInstance) Export(ctx context.Context, src *bkexporter.Source, info bkexporter.ExportBuildInfo) (
+	map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error,
+) {
+	src = src.Clone()
+	src.Ref = i.wrap(src.Ref)
+	for k, r := range src.Refs {
+		src.Refs[k] = i.wrap(r)
+	}
+	return i.ExporterInstance.Export(ctx, src, info)
+}
+
+func (i *chunkedInstance) wrap(r cache.ImmutableRef) cache.ImmutableRef {
+	if r == nil {
+		return nil
+	}
+	return &chunkedRef{r, i.zstd}
+}
+
+// A chunkedRef has its layers written by us.
+type chunkedRef struct {
+	cache.ImmutableRef
+	zstd *zstdChunked
+}
+
+// GetRemotes implements cache.ImmutableRef.
+func (r *chunkedRef) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	cfg.Compression = r.zstd.replace(cfg.Compression)
+	return r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
+}
+
+// Clone implements cache.ImmutableRef.
+func (r *chunkedRef) Clone() cache.ImmutableRef { return &chunkedRef{r.ImmutableRef.Clone(), r.zstd} }
+
+// CacheWithZstdChunked is WithZstdChunked for an exporter of caches. The name is that of its type.
+func CacheWithZstdChunked(name string, resolve remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
+	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
+		attrs = maps.Clone(attrs)
+		z, err := takeZstdChunked(name+" cache exporter", true, attrs)
+		if err != nil {
+			return nil, err
+		}
+		if z != nil {
+			if err := checkLevel(compression.Zstd.String(), attrs); err != nil {
+				return nil, err
+			}
+		}
+		e, err := resolve(ctx, g, attrs)
+		if err != nil || z == nil {
+			return e, err
+		}
+		return &chunkedCache{e, z}, nil
+	}
+}
+
+type chunkedCache struct {
+	remotecache.Exporter
+	zstd *zstdChunked
+}
+
+// Config implements remotecache.Exporter.
+func (c *chunkedCache) Config() remotecache.Config {
+	cfg := c.Exporter.Config()
+	cfg.Compression = c.zstd.replace(cfg.Compression)
+	return cfg
+}
+
+// String implements compression.Type.
+func (z *zstdChunked) String() string { return nameZstdChunked }
+
+// OnlySupportOCITypes implements compression.Type.
+func (z *zstdChunked) OnlySupportOCITypes() bool { return true }
+
+// NeedsConversion implements compression.Type. A layer that is zstd and nothing else needs it.
+func (z *zstdChunked) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
+	if !images.IsLayerType(desc.MediaType) {
+		return false, nil
+	}
+	t, err := compression.FromMediaType(desc.MediaType)
+	if err != nil {
+		return false, err
+	}
+	if t != compression.Zstd {
+		return true, nil
+	}
+	if toc, _, err := zstdchunked.Find(desc.Annotations); err == nil && toc != "" {
+		return false, nil
+	}
+	// One that couldn't be better is as good as it gets, or BuildKit would look in vain for what it has converted it to.
+	info, err := cs.Info(ctx, desc.Digest)
+	return err != nil || info.Labels[lossyLabel] == "", nil
+}
+
+// Compress implements compression.Type.
+func (z *zstdChunked) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
+	opt := z.opt
+	opt.Level, opt.Pool, opt.NoDiffID = comp.Level, pool(), true
+	w := &chunkedWriter{ctx: ctx, opt: opt}
+	return w.open, w.finalize
+}
+
+// A chunkedWriter writes one layer; more than once, when BuildKit tries another way to make its tar after the first has failed.
+type chunkedWriter struct {
+	ctx context.Context
+	opt zstdchunked.WriteOptions
+
+	mu      sync.Mutex
+	written *zstdchunked.Written // the last one
+	err     error
+}
+
+// open implements compression.Compressor.
+func (l *chunkedWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, error) {
+	t, err := compression.FromMediaType(mediaType)
+	if err != nil {
+		return nil, err
+	}
+	if t != compression.Zstd {
+		return nil, fmt.Errorf("a layer of media type %q can't be zstd:chunked, which is zstd", mediaType)
+	}
+	l.mu.Lock()
+	_, hopeless := errors.AsType[*layer.EntryError](l.err)
+	err = l.err
+	l.mu.Unlock()
+	if hopeless && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err // a tar that can't be a layer, whichever way it is made
+	}
+	r, w := io.Pipe()
+	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		written, err := zstdchunked.Write(l.ctx, dest, r, l.opt)
+		if err != nil {
+			err = fmt.Errorf("write a zstd:chunked layer: %w", err)
+			r.CloseWithError(err) // whoever makes the tar learns why it isn't wanted any more
+		}
+		s.err = err
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.written, l.err = &written, err
+	}()
+	return s, nil
+}
+
+// finalize implements compression.Finalizer: it says what the blob that was written last is.
+func (l *chunkedWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
+	l.mu.Lock()
+	written, err := l.written, l.err
+	l.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if written == nil {
+		return nil, errors.New("no zstd:chunked layer has been written")
+	}
+	if written.Annotations != nil {
+		return maps.Clone(written.Annotations), nil
+	}
+	bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
+		Warn("a table of contents can't say what this layer's tar says; it is exported as zstd, without one, and can't be pulled lazily")
+	info, err := cs.Info(ctx, written.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("zstd layer %s: %w", written.Digest, err)
+	}
+	info.Labels = maps.Clone(info.Labels)
+	if info.Labels == nil {
+		info.Labels = map[string]string{}
+	}
+	info.Labels[lossyLabel] = "true"
+	if _, err := cs.Update(ctx, info, "labels."+lossyLabel); err != nil {
+		return nil, fmt.Errorf("label zstd layer %s: %w", written.Digest, err)
+	}
+	return nil, nil
+}
