@@ -97,7 +97,7 @@ func TestPrioritize(t *testing.T) {
 		o := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "\n[lazy]\nprefetch = true\nbackground-fetch = false\n"})
 		reg.Log.Reset()
 		build(t, o, client.Solve{Dockerfile: "FROM " + reg.Ref("app:1") + "\nRUN true\n"})
-		// Asked for at once, the frames come in one piece, or in some beside each other.
+		// Asked for at once, the frames come in a few pieces, beside each other, as reads ahead do.
 		var pieces [][2]int64
 		complete := func() bool {
 			pieces = nil
@@ -119,7 +119,7 @@ func TestPrioritize(t *testing.T) {
 		for end := time.Now().Add(20 * time.Second); !complete() && time.Now().Before(end); {
 			time.Sleep(50 * time.Millisecond)
 		}
-		if !complete() || len(pieces) > 2 || pieces[0][0] != first.Offset || pieces[len(pieces)-1][1] != landmark.Offset {
+		if !complete() || len(pieces) > 4 || pieces[0][0] != first.Offset || pieces[len(pieces)-1][1] != landmark.Offset {
 			t.Errorf("of the layer, %v was read, want %d to %d", pieces, first.Offset, landmark.Offset)
 		}
 	})
