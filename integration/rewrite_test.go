@@ -3,6 +3,7 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -34,7 +35,7 @@ func layerHeaders(t *testing.T, img v1.Image, d v1.Hash) (headers []tarHeader) {
 	tr := tar.NewReader(bytes.NewReader(gunzip(t, layerBlob(t, img, d))))
 	for {
 		h, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return headers
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -61,8 +62,8 @@ func (s *Snapshotter) Stream(ctx context.Context, desc ocispecs.Descriptor, g se
 func (ps *plans) registryLayer(dgst digest.Digest) (*plan, *layer) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	for i := len(ps.ids) - 1; i >= 0; i-- {
-		p := ps.byID[ps.ids[i]]
+	for _, id := range slices.Backward(ps.ids) {
+		p := ps.byID[id]
 		if n := p.find(dgst.String()); n >= 0 && p.registry && p.layers[n].handler != nil {
 			return p, &p.layers[n]
 		}

@@ -93,14 +93,14 @@ func TestStreamAnywhere(t *testing.T) {
 	}
 	p := make([]byte, 1000)
 	for _, off := range []int64{0, 1000, 500_000, 0, int64(len(s.blob)) - 1000} {
-		if n, err := ra.ReadAt(p, off); n != len(p) || err != nil && err != io.EOF || !bytes.Equal(p, s.blob[off:off+1000]) {
+		if n, err := ra.ReadAt(p, off); n != len(p) || err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(p, s.blob[off:off+1000]) {
 			t.Errorf("at %d: %d bytes, %v", off, n, err)
 		}
 	}
-	if n, err := ra.ReadAt(p, int64(len(s.blob))-10); n != 10 || err != io.EOF {
+	if n, err := ra.ReadAt(p, int64(len(s.blob))-10); n != 10 || !errors.Is(err, io.EOF) {
 		t.Errorf("at the end: %d bytes, %v", n, err)
 	}
-	if n, err := ra.ReadAt(p, int64(len(s.blob))); n != 0 || err != io.EOF {
+	if n, err := ra.ReadAt(p, int64(len(s.blob))); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("behind the end: %d bytes, %v", n, err)
 	}
 	if _, err := ra.ReadAt(p, -1); err == nil {

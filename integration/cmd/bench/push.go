@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
@@ -45,13 +46,14 @@ func change(ctx context.Context, p plan, work string, to io.Writer) (err error) 
 	}
 	defer cleanup.Add(func() { err = errors.Join(err, os.RemoveAll(dir)) })()
 	var regs [2]*registry.Registry
-	config := "[lazy]\nbackground-fetch = false\n" // what a later build may want isn't part of this one
+	var config strings.Builder
+	config.WriteString("[lazy]\nbackground-fetch = false\n") // what a later build may want isn't part of this one
 	for i := range regs {
 		if regs[i], err = registry.Start(registry.Options{Dir: filepath.Join(dir, fmt.Sprint("registry", i))}); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, regs[i].Close()) }()
-		config += fmt.Sprintf("[registry.%q]\nhttp = true\n", regs[i].Host)
+		fmt.Fprintf(&config, "[registry.%q]\nhttp = true\n", regs[i].Host)
 	}
 	if _, err := baseimage.Push(ctx, regs[0], "debian:estargz", built); err != nil {
 		return err
@@ -64,7 +66,7 @@ func change(ctx context.Context, p plan, work string, to io.Writer) (err error) 
 		{"made by a step, pushed to the image's registry", "RUN echo changed > /etc/motd", regs[0]},
 		{"copied, pushed to another registry", "COPY <<x /etc/motd\nchanged\nx", regs[1]},
 	} {
-		if err := changeOnce(ctx, p, c.name, c.step, regs, c.to, size, config, filepath.Join(dir, "root"), to); err != nil {
+		if err := changeOnce(ctx, p, c.name, c.step, regs, c.to, size, config.String(), filepath.Join(dir, "root"), to); err != nil {
 			return err
 		}
 	}
