@@ -36,7 +36,7 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestReads(t *testing.T) {
-	const content, guess = 8 << 20, 320 << 10
+	const content, guess = 8 << 20, 308 << 10
 	random := randomTOC(t, 20_000) // larger than the guess
 	small := blobOf(t, 512<<10, `{"version":1,"entries":[]}`)
 	some := blobOf(t, 2<<20, `{"version":1,"entries":[]}`)
