@@ -77,7 +77,7 @@ func exports(ctx context.Context, p plan, work string, to io.Writer) (err error)
 	}
 	results := map[string][]exported{}
 	for n := range p.runs {
-		for _, w := range rotate(writers, n) {
+		for _, w := range rotate(p.writers, n) {
 			e, err := exportOnce(ctx, p, w, reg, work)
 			if err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
@@ -86,11 +86,11 @@ func exports(ctx context.Context, p plan, work string, to io.Writer) (err error)
 			results[w.name] = append(results[w.name], e)
 		}
 	}
-	return exportTable(results, to)
+	return exportTable(p.writers, results, to)
 }
 
-// exportTable writes the medians, and how ours compares with each.
-func exportTable(results map[string][]exported, to io.Writer) error {
+// exportTable writes the medians, and how the first compares with each.
+func exportTable(writers []writer, results map[string][]exported, to io.Writer) error {
 	median := func(w string, of func(exported) float64) float64 {
 		var values []float64
 		for _, e := range results[w] {
@@ -106,12 +106,12 @@ func exportTable(results map[string][]exported, to io.Writer) error {
 	size := func(e exported) float64 { return float64(e.bytes) / 1e6 }
 	memory := func(e exported) float64 { return float64(e.memory) / 1e6 }
 	tw := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "export\tseconds\tours : it\tCPU seconds\tours : it\tMB\tours : it\tpeak MB")
-	ours := writers[0].name
+	fmt.Fprintln(tw, "export\tseconds\tfirst : it\tCPU seconds\tfirst : it\tMB\tfirst : it\tpeak MB")
+	first := writers[0].name
 	for _, w := range writers {
 		s, c, b := median(w.name, seconds), median(w.name, cpu), median(w.name, size)
 		fmt.Fprintf(tw, "%s\t%.1f\t%.2f\t%.1f\t%.2f\t%.1f\t%.3f\t%.0f\n", w.name,
-			s, median(ours, seconds)/s, c, median(ours, cpu)/c, b, median(ours, size)/b, median(w.name, memory))
+			s, median(first, seconds)/s, c, median(first, cpu)/c, b, median(first, size)/b, median(w.name, memory))
 	}
 	return tw.Flush()
 }

@@ -40,8 +40,9 @@ type plan struct {
 	tls         string // what the registry speaks over TLS; "" for plain HTTP
 	json        string
 	lock        string
-	export      bool // measure exports, and nothing else
-	push        bool // measure a push, and nothing else
+	export      bool     // measure exports, and nothing else
+	writers     []writer // of exports
+	push        bool     // measure a push, and nothing else
 }
 
 // parse makes a plan of the command line.
@@ -57,7 +58,8 @@ func parse(args []string) (plan, error) {
 	timeout := fs.Duration("timeout", 10*time.Minute, "a build that takes longer has failed")
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
 	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
-	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -runs, -timeout and -lock count")
+	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -writer, -runs, -timeout and -lock count")
+	layers := fs.String("writer", "all", "with -export: ours-estargz, stock-estargz, stock-gzip, stock-zstd, or all; the first is compared with each")
 	push := fs.Bool("push", false, "measure what goes over the network when a one-line change on top of the lazy Debian image is exported and pushed, instead of builds; of the flags, -timeout and -lock count")
 	if err := fs.Parse(args); err != nil {
 		return plan{}, err
@@ -86,10 +88,11 @@ func parse(args []string) (plan, error) {
 	}
 	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export, push: *push}
 	self := func(s string) string { return s }
-	var errs [5]error
+	var errs [6]error
 	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })
 	p.bases, errs[1] = choose("base", *bases, []string{"debian", "go"}, self)
 	p.contestants, errs[2] = choose("contestant", *who, contestants, func(c contestant) string { return c.name })
+	p.writers, errs[5] = choose("writer", *layers, writers, func(w writer) string { return w.name })
 	var chosen []string
 	for _, w := range workloads {
 		chosen = append(chosen, w.name)

@@ -61,6 +61,7 @@ func TestBadFlags(t *testing.T) {
 		"-base alpine":         {"-base", `"alpine"`, "debian, go"},
 		"-workload rust":       {"-workload", `"rust"`, "c, go, python", "restart"},
 		"-contestant theirs":   {"-contestant", `"theirs"`, "overlayfs-zstd"},
+		"-export -writer bzip": {"-writer", `"bzip"`, "ours-estargz, stock-estargz"},
 		"-runs 0":              {"-runs 0"},
 		"-tls http3":           {"-tls http3", "http1", "http2"},
 		"-base go -workload c": {"c", "go", "none"},
@@ -75,6 +76,26 @@ func TestBadFlags(t *testing.T) {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%s: %q does not hold %s", args, err, part)
 			}
+		}
+	}
+}
+
+// TestWriters are those that are asked for, in that order: the others are compared with the first.
+func TestWriters(t *testing.T) {
+	for args, want := range map[string]string{
+		"-export": "ours-estargz stock-estargz stock-gzip stock-zstd",
+		"-export -writer stock-zstd,ours-estargz": "stock-zstd ours-estargz",
+	} {
+		p, err := parse(strings.Fields(args))
+		if err != nil {
+			t.Errorf("%s: %v", args, err)
+		}
+		var names []string
+		for _, w := range p.writers {
+			names = append(names, w.name)
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("%s: %s, want %s", args, got, want)
 		}
 	}
 }
