@@ -90,6 +90,7 @@ type Filler struct {
 	count   counters
 
 	binary   bitmap // first frames of files that look like programs and libraries
+	modules  bitmap // first frames of Python modules
 	programs bitmap // frames that begin with an ELF file
 	names    names  // of all entries
 	read     bitmap // first frames of files that were looked through for what they mention
@@ -144,7 +145,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		f.size += l.Frames[i].Size
 	}
 	f.files, f.parents = filesOf(l), parentsOf(l)
-	f.findBinaries()
+	f.findKinds()
 	if opt.Packed != nil {
 		f.layer = opt.Packed
 	}
@@ -176,15 +177,22 @@ func filesOf(l *layer.Layer) []extent {
 	return slices.Clone(slices.CompactFunc(files, func(a, b extent) bool { return a.first == b.first && a.end == b.end }))
 }
 
-// findBinaries finds the files that look like programs and libraries.
-func (f *Filler) findBinaries() {
+// findKinds finds the files that look like programs and libraries, and those that look like Python modules.
+func (f *Filler) findKinds() {
 	l := f.layer
-	f.binary = newBitmap(len(l.Frames))
+	f.binary, f.modules = newBitmap(len(l.Frames)), newBitmap(len(l.Frames))
 	for _, d := range l.All() {
 		for _, e := range d.Entries {
 			in := &l.Inodes[e.Inode]
-			if in.IsRegular() && in.NumChunks > 0 && (in.Mode&0o111 != 0 || strings.Contains(e.Name, ".so")) {
-				f.binary.set(int(l.Chunks[in.FirstChunk].Frame))
+			if !in.IsRegular() || in.NumChunks == 0 {
+				continue
+			}
+			frame := int(l.Chunks[in.FirstChunk].Frame)
+			if in.Mode&0o111 != 0 || strings.Contains(e.Name, ".so") {
+				f.binary.set(frame)
+			}
+			if isModule(e.Name) {
+				f.modules.set(frame)
 			}
 		}
 	}

@@ -34,16 +34,16 @@ const (
 type kind uint8
 
 const (
-	silent   kind = iota // not that we know
-	includes             // by their names
-	imports              // by their names without what follows the stem, or by those of directories with an __init__ file in it
-	programs             // by their names, among strings that are something else
+	silent    kind = iota // not that we know
+	includes              // by their names
+	importing             // by their names without what follows the stem, or by those of directories with an __init__ file in it
+	programs              // by their names, among strings that are something else
 )
 
 // kinds are the kinds of files by the ends of their names: what is read when it's compiled, and what's loaded when it runs.
 var kinds = map[string]kind{
 	".h": includes, ".hh": includes, ".hpp": includes, ".hxx": includes, ".inc": includes, ".tcc": includes,
-	".py": imports, ".pyc": imports, ".pm": imports, ".rb": imports, ".js": imports, ".mjs": imports, ".cjs": imports, ".lua": imports,
+	".py": importing, ".pyc": importing, ".pm": importing, ".rb": importing, ".js": importing, ".mjs": importing, ".cjs": importing, ".lua": importing,
 }
 
 // document is a file that may mention others.
@@ -98,7 +98,7 @@ func (t document) follow() {
 			word := string(w)
 			seen[word] = true
 			files, distance := v.mentioned(t, word)
-			if len(files) == 0 && t.kind == imports && len(word) > shortWord {
+			if len(files) == 0 && t.kind == importing && len(word) > shortWord {
 				// Of a string in a compiled module the byte that follows is often a letter.
 				files, distance = v.mentioned(t, word[:len(word)-1])
 			}
@@ -126,7 +126,7 @@ func (t document) follow() {
 		if file.f.closed {
 			continue
 		}
-		if got := file.f.want(first, end, mentioned, anySize); got > first {
+		if got := file.f.want(first, end, mentioned, anySize); got > first && file.f.binary.has(first) {
 			file.f.named.set(first) // so that a library brings what it needs
 		}
 	}
@@ -222,7 +222,7 @@ func (v view) mentioned(t document, word string) (files []place, distance int) {
 func (t document) means(f *Filler, name, above string, e layer.Entry) bool {
 	whole := e.Name == name
 	if in := f.layer.Inode(e.Inode); in.IsDir() {
-		return whole && t.kind == imports
+		return whole && t.kind == importing
 	}
 	suffix := e.Name[len(stemOf(e.Name)):]
 	switch {
@@ -235,7 +235,7 @@ func (t document) means(f *Filler, name, above string, e layer.Entry) bool {
 	case len(stemOf(name)) < len(name):
 		return false // it says another suffix
 	default:
-		return t.kind == imports && (suffix == t.suffix || strings.HasSuffix(suffix, ".so"))
+		return t.kind == importing && (suffix == t.suffix || strings.HasSuffix(suffix, ".so"))
 	}
 }
 

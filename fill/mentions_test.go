@@ -80,8 +80,8 @@ func TestWhatAFileMentionsIsFetchedAfterIt(t *testing.T) {
 		},
 		{
 			"what's mentioned is followed when it is read", apart(
-				said("opt/mx.py", "import my"), said("opt/my.py", "import mz"), said("opt/mz.py", "."),
-			), "opt/mx.py", []string{"opt/my.py"},
+				said("opt/mx.rb", "require 'my'"), said("opt/my.rb", "require 'mz'"), said("opt/mz.rb", "."),
+			), "opt/mx.rb", []string{"opt/my.rb"},
 		},
 		{
 			"other files are not looked through", apart(
@@ -112,19 +112,19 @@ func TestListsMentionNothing(t *testing.T) {
 	var many []entry
 	var list strings.Builder
 	for i := range maxMentioned + 1 {
-		name := fmt.Sprintf("opt/m%d.py", i)
+		name := fmt.Sprintf("opt/m%d.rb", i)
 		many = append(many, said(name, "."), far(name+".far"))
-		fmt.Fprintf(&list, "import m%d\n", i)
+		fmt.Fprintf(&list, "require m%d\n", i)
 	}
 	for i := range sameName + 1 {
-		name := fmt.Sprintf("opt/p/%d/same.py", i)
+		name := fmt.Sprintf("opt/p/%d/same.rb", i)
 		many = append(many, said(name, "."), far(name+".far"))
 	}
-	im := treeOf(t, append(many, said("opt/all.py", list.String()), far("opt/far"), said("opt/p/x/one.py", "import same\n"))...)
+	im := treeOf(t, append(many, said("opt/all.rb", list.String()), far("opt/far"), said("opt/p/x/one.rb", "require same\n"))...)
 	synctest.Test(t, func(t *testing.T) {
 		s, l := labs(t, im)
 		defer s.Close()
-		for _, name := range []string{"opt/all.py", "opt/p/x/one.py"} {
+		for _, name := range []string{"opt/all.rb", "opt/p/x/one.rb"} {
 			l[0].readHead(t, name)
 		}
 		time.Sleep(time.Second)
@@ -141,14 +141,14 @@ func TestMentionsAreBounded(t *testing.T) {
 	var files []entry
 	var list strings.Builder
 	for i := range maxMentioned {
-		files = append(files, text(fmt.Sprintf("opt/m%d.py", i), 300_000))
-		fmt.Fprintf(&list, "import m%d\n", i)
+		files = append(files, text(fmt.Sprintf("opt/m%d.rb", i), 300_000))
+		fmt.Fprintf(&list, "require m%d\n", i)
 	}
-	im := treeOf(t, append(files, far("opt/far"), said("opt/all.py", list.String()))...)
+	im := treeOf(t, append(files, far("opt/far"), said("opt/all.rb", list.String()))...)
 	synctest.Test(t, func(t *testing.T) {
 		s, l := labs(t, im)
 		defer s.Close()
-		l[0].readHead(t, "opt/all.py")
+		l[0].readHead(t, "opt/all.rb")
 		time.Sleep(5 * time.Second)
 		if n := l[0].Stats().Guessed; n == 0 || n > 2<<20 {
 			t.Errorf("%d bytes were fetched for being mentioned", n)
@@ -209,7 +209,7 @@ func FuzzMentions(f *testing.F) {
 	s := NewScheduler(SchedulerOptions{})
 	f.Cleanup(func() { s.Close() })
 	filler := s.Open(im.Layer, dsl().serve(im), newMemory(im), LayerOptions{})
-	t := document{f: filler, dir: "a", name: "mx.py", suffix: ".py", kind: imports}
+	t := document{f: filler, dir: "a", name: "mx.py", suffix: ".py", kind: importing}
 	f.Add([]byte("import b, c; open('/a/b.py'), ./a/../l"))
 	f.Add([]byte("/ // . .. ./. a/ /a"))
 	f.Fuzz(func(test *testing.T, p []byte) {

@@ -176,10 +176,14 @@ func (f *Filler) learn(frame int) {
 		delete(f.announces, frame)
 		f.wg.Go(func() { f.fetchAll(names) })
 	}
-	if f.touched.has(frame) && !f.read.has(frame) && f.present(frame) {
+	isAsked, isModule := f.touched.has(frame), f.modules.has(frame)
+	if (isAsked || isModule && f.named.has(frame)) && !f.read.has(frame) && f.present(frame) {
 		f.read.set(frame)
 		if file, k := f.fileAround(frame); k >= 0 && file.first == frame {
 			f.wg.Go(func() {
+				if isModule && f.importsOf(file) || !isAsked {
+					return
+				}
 				if t, ok := f.documentOf(file); ok {
 					t.follow()
 				}
@@ -211,7 +215,7 @@ func (f *Filler) fetchAll(names []string) {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
 	for _, file := range files {
-		file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, ahead)
+		file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, ahead, linked)
 	}
 	f.s.dispatch()
 }
@@ -241,14 +245,16 @@ func (f *Filler) Expect(files [][]string) {
 	})
 }
 
-// need asks for a file, or for where it begins if it's large.
-func (p place) need() {
+// need asks for a file that a program needs, or for where it begins if it's large.
+func (p place) need() { p.f.need(p.inode, p.head(), ahead, linked) }
+
+// head is what's asked for of a file before anybody has read it: all of it, or where it begins if it's large.
+func (p place) head() part {
 	in := p.f.layer.Inode(p.inode)
-	head := part{0, 1}
-	if first, end := p.f.framesOf(&in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset <= wholeLibrary {
-		head.n = in.Size
+	if first, end := p.f.framesOf(&in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset > wholeLibrary {
+		return part{0, 1}
 	}
-	p.f.need(p.inode, head, ahead)
+	return part{0, in.Size}
 }
 
 // look reads an ELF file as far as it is there, and asks for what is needed when it runs: first what the loader reads of
@@ -279,11 +285,16 @@ func (f *Filler) look(inode uint32) {
 			libraries = append(libraries, file)
 		}
 	}
+	var modules []place
+	if p.interp != "" {
+		name, _ := f.layer.Path(inode)
+		modules = v.startOf(path.Base(name))
+	}
 	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, part := range p.first {
-		for _, i := range f.need(inode, part, ahead) {
+		for _, i := range f.need(inode, part, ahead, linked) {
 			if err != nil && !errors.Is(err, errNotELF) {
 				f.unread[i] = inode
 			}
@@ -292,14 +303,17 @@ func (f *Filler) look(inode uint32) {
 	for _, lib := range libraries {
 		lib.need()
 	}
+	for _, module := range modules {
+		module.f.need(module.inode, module.head(), ahead, imports)
+	}
 	if p.interp != "" || err == nil && len(p.needed) == 0 {
-		f.need(inode, part{0, in.Size}, profiled)
+		f.need(inode, part{0, in.Size}, profiled, linked)
 	}
 	s.dispatch()
 }
 
 // need asks for a part of a file that will be read, and returns its frames that aren't there.
-func (f *Filler) need(inode uint32, p part, l level) (missing []int) {
+func (f *Filler) need(inode uint32, p part, l level, why evidence) (missing []int) {
 	in := f.layer.Inode(inode)
 	first, end := f.layer.ChunksOf(in.Data+p.off, min(p.n, in.Size-p.off))
 	for c := first; c < end && !f.closed && !f.s.pausing(f); c++ {
@@ -311,8 +325,8 @@ func (f *Filler) need(inode uint32, p part, l level) (missing []int) {
 			missing = append(missing, i)
 		case f.there(i):
 			f.learn(i)
-		case f.afford(f.layer.Frames[i].Size, linked):
-			f.flight(i, l, linked)
+		case f.afford(f.layer.Frames[i].Size, why):
+			f.flight(i, l, why)
 			missing = append(missing, i)
 		}
 	}

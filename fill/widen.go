@@ -57,6 +57,7 @@ const (
 	near                      // so were some of its neighbours
 	strict                    // everything before it was asked for, in this order, or much of its file
 	linked                    // a program needs it that was asked for
+	imports                   // a module imports it that was asked for, or that such a module imports
 	swept                     // the image is being read from one end to the other
 	reasons
 )
@@ -87,6 +88,8 @@ func (f *Filler) allowance(why evidence) int64 {
 		return n + min(4*bdp, 4<<20)
 	case strict:
 		return n + max(6*bdp, 2<<20)
+	case imports:
+		return n + max(8*bdp, 4<<20)
 	default:
 		return n + max(16*bdp, 8<<20)
 	}
@@ -181,7 +184,9 @@ func (f *Filler) widen(r *run, i int) {
 	} else {
 		f.want(file.first, file.end, strict, anySize)
 		if !streams {
-			f.widenDir(i, f.around(place, 2*bdp))
+			if !f.modules.has(i) { // it says which others are read
+				f.widenDir(i, f.around(place, 2*bdp))
+			}
 			return
 		}
 	}
