@@ -12,8 +12,10 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/platforms"
 	"github.com/containerd/stargz-snapshotter/util/containerdutil"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 )
 
@@ -44,14 +46,18 @@ func (s *served) externalTOC(ctx context.Context) ([]byte, error) {
 	s.blobMu.Lock()
 	src := s.src
 	s.blobMu.Unlock()
-	ref, err := tocImage(src.ref)
+	return externalTOC(ctx, src.ref, s.key.Blob, func() ([]docker.RegistryHost, error) {
+		return s.engine.opt.Hosts(src.ref, src.sessions)
+	})
+}
+
+func externalTOC(ctx context.Context, image reference.Spec, of digest.Digest, hosts blob.Hosts) ([]byte, error) {
+	ref, err := tocImage(image)
 	if err != nil {
 		return nil, err
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(string) ([]docker.RegistryHost, error) {
-		return s.engine.opt.Hosts(ref, src.sessions)
-	}})
-	toc, err := fetchTOC(ctx, resolver, ref, s.key.Blob.String())
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(string) ([]docker.RegistryHost, error) { return hosts() }})
+	toc, err := fetchTOC(ctx, resolver, ref, of.String())
 	if err != nil {
 		return nil, fmt.Errorf("%w, %s: %w", estargz.ErrExternalTOC, ref, err)
 	}

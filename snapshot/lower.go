@@ -53,12 +53,19 @@ func checkImplied(implied, lower []string) error {
 			if err != nil {
 				return fmt.Errorf("look at the directory %s of the layers below: %w", dir, err)
 			}
-			if st.Mode&unix.S_IFMT == unix.S_IFDIR && (st.Mode&0o7777 != 0o755 || st.Uid != 0 || st.Gid != 0) {
-				return fmt.Errorf("it has no entry for the directory %s, whose mode %04o and owner %d:%d below it would hide",
-					dir, st.Mode&0o7777, st.Uid, st.Gid)
+			if err := checkHidden(dir, st.Mode, st.Uid, st.Gid); err != nil {
+				return err
 			}
 			break
 		}
 	}
 	return nil
+}
+
+// checkHidden returns an error if what a layer below has at dir is a directory other than the one that is made up for it.
+func checkHidden(dir string, mode, uid, gid uint32) error {
+	if mode&unix.S_IFMT != unix.S_IFDIR || mode&0o7777 == 0o755 && uid == 0 && gid == 0 {
+		return nil
+	}
+	return fmt.Errorf("it has no entry for the directory %s, whose mode %04o and owner %d:%d below it would hide", dir, mode&0o7777, uid, gid)
 }

@@ -44,6 +44,13 @@ func tableOf(desc ocispecs.Descriptor) (_ tableOfContents, reason string) {
 	return tableOfContents{dgst, snapshot.FormatEStargz, snapshot.FormatEStargz}, ""
 }
 
+// Table returns the digest of a layer's table of contents and its format as snapshot.LabelFormats has it, or the reason why a build pulls
+// the layer without an attempt at one.
+func Table(desc ocispecs.Descriptor) (toc digest.Digest, format, reason string) {
+	t, reason := tableOf(desc)
+	return t.digest, t.label, reason
+}
+
 // isZstd reports whether a media type is one of the two for zstd.
 func isZstd(mediaType string) bool {
 	return strings.HasSuffix(mediaType, "+zstd") || strings.HasSuffix(mediaType, ".zstd")

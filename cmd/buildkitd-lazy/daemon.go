@@ -38,7 +38,7 @@ var (
 // daemon is the action of the command itself: it serves until a signal comes.
 func daemon(_ context.Context, c *cli.Command) (err error) {
 	if c.Args().Present() {
-		return fmt.Errorf("unknown command %q; the only command is check, and the daemon takes flags alone", c.Args().First())
+		return fmt.Errorf("unknown command %q; the commands are %s, and the daemon takes flags alone", c.Args().First(), commandNames(c))
 	}
 	if os.Geteuid() > 0 {
 		return errRootless

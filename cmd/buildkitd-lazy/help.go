@@ -32,3 +32,12 @@ func shortSlices(stringer cli.FlagStringFunc) cli.FlagStringFunc {
 		return name + "\t" + rest
 	}
 }
+
+// commandNames lists the commands, as in "a, b".
+func commandNames(c *cli.Command) string {
+	var names []string
+	for _, sub := range c.Root().VisibleCommands() {
+		names = append(names, sub.Name)
+	}
+	return strings.Join(names, ", ")
+}

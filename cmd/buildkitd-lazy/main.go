@@ -1,8 +1,8 @@
 // Command buildkitd-lazy is a BuildKit daemon that starts a build's first step before its base image has arrived.
 //
 // It takes the flags, the environment variables and the buildkitd.toml of stock buildkitd's OCI worker, with the same
-// meaning, and serves the same API. What it adds: the [lazy] table (package config), the flag --lazy-mount, and the
-// command `check`, which says what the host offers.
+// meaning, and serves the same API. What it adds: the [lazy] table (package config), the flag --lazy-mount, and commands that
+// need no daemon: `check` says what the host offers, `inspect` which layers of an image are lazy.
 //
 // # Life of the process
 //
@@ -68,7 +68,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		// Joined errors stand on a line each; one that fails is one line.
 		fmt.Fprintf(stderr, "%s: %s\n", app.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
-	return 1
+	return exitStatus(err)
 }
 
 var flagStringer = cli.FlagStringer
@@ -82,10 +82,10 @@ func newApp(stdout, stderr io.Writer) *cli.Command {
 	app := &cli.Command{
 		Name:                          "buildkitd-lazy",
 		Usage:                         "a BuildKit daemon whose base images arrive while they are used",
-		UsageText:                     "buildkitd-lazy [flags]\nbuildkitd-lazy check [flags]",
+		UsageText:                     "buildkitd-lazy [flags]\nbuildkitd-lazy COMMAND [flags]",
 		Version:                       cliVersion(),
 		Flags:                         append(daemonFlags(&def), ignoredContainerdFlags()...),
-		Commands:                      []*cli.Command{checkCommand(&def)},
+		Commands:                      []*cli.Command{checkCommand(&def), inspectCommand()},
 		Action:                        daemon,
 		OnUsageError:                  usageError,
 		CustomRootCommandHelpTemplate: helpTemplate,
