@@ -46,16 +46,22 @@ func (e *StatusError) Error() string {
 	return s
 }
 
-// Transient reports whether what has failed may succeed when it's tried again.
+// Transient reports whether an upload that has failed may succeed when it's made again.
 func Transient(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
+		// A token may have expired on the way.
 		return s.Code >= 500 || s.Code == http.StatusTooManyRequests || s.Code == http.StatusRequestTimeout || s.Code == http.StatusUnauthorized && s.Doing == doingUpload
 	}
+	return errors.Is(err, errUpload) && brokenOff(err)
+}
+
+// brokenOff reports whether it's the network that has failed.
+func brokenOff(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return false
 	}
 	_, network := errors.AsType[net.Error](err)
-	return network || errors.Is(err, io.ErrUnexpectedEOF) && errors.Is(err, errUpload)
+	return network || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)
 }
 
 var errUpload = errors.New("the upload broke off")
@@ -108,7 +114,7 @@ func (r *registry) again(ctx context.Context, method, what string, query map[str
 		if err == nil && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests {
 			return resp, nil
 		}
-		if err != nil && !Transient(err) {
+		if err != nil && !brokenOff(err) {
 			return nil, err
 		}
 		if err == nil {
@@ -326,7 +332,7 @@ func (u *upload) Commit(ctx context.Context, dgst digest.Digest, _ int64) error 
 	to.RawQuery = q.Encode()
 	resp, err := u.of.authorized(ctx, u.host, http.MethodPut, &to, http.Header{"Content-Type": {"application/octet-stream"}}, nil)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUpload, err)
 	}
 	defer drain(resp)
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent {

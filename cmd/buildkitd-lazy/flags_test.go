@@ -215,7 +215,7 @@ func TestWrongCommandLine(t *testing.T) {
 		{"check --formt x", "unknown flag --formt; did you mean --format? (buildkitd-lazy check --help lists the flags)"},
 		{"check --format {{", "--format: template: --format:1: unclosed action"},
 		{"check this", `check takes no arguments, got "this"`},
-		{"chekc", `unknown command "chekc"; the commands are check, inspect, and the daemon takes flags alone`},
+		{"chekc", `unknown command "chekc"; the commands are check, convert, inspect, and the daemon takes flags alone`},
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			o := runDaemon(t, daemonCommand(t, nil, strings.Fields(tt.args)...))

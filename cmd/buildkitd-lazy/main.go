@@ -2,7 +2,7 @@
 //
 // It takes the flags, the environment variables and the buildkitd.toml of stock buildkitd's OCI worker, with the same
 // meaning, and serves the same API. What it adds: the [lazy] table (package config), the flag --lazy-mount, and commands that
-// need no daemon: `check` says what the host offers, `inspect` which layers of an image are lazy.
+// need no daemon: `check` says what the host offers, `inspect` which layers of an image are lazy, and `convert` makes lazy images of others.
 //
 // # Life of the process
 //
@@ -85,7 +85,7 @@ func newApp(stdout, stderr io.Writer) *cli.Command {
 		UsageText:                     "buildkitd-lazy [flags]\nbuildkitd-lazy COMMAND [flags]",
 		Version:                       cliVersion(),
 		Flags:                         append(daemonFlags(&def), ignoredContainerdFlags()...),
-		Commands:                      []*cli.Command{checkCommand(&def), inspectCommand()},
+		Commands:                      []*cli.Command{checkCommand(&def), convertCommand(), inspectCommand()},
 		Action:                        daemon,
 		OnUsageError:                  usageError,
 		CustomRootCommandHelpTemplate: helpTemplate,

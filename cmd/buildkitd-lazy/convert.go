@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/docker/go-units"
+	"github.com/urfave/cli/v3"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/convert"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
+)
+
+func convertCommand() *cli.Command {
+	flags := append(registryFlags(),
+		platformFlag("convert"),
+		&cli.StringFlag{Name: "compression", Usage: "`FORMAT` of the layers; there is estargz", Value: "estargz"},
+		&cli.StringFlag{Name: "compression-level", Usage: "`LEVEL` of gzip, -2 to 9", DefaultText: "6, and 7 for what doesn't shrink to half"},
+		&cli.StringFlag{Name: "estargz-chunk-size", Usage: "`SIZE` of what is fetched and verified at once, such as 1MiB", DefaultText: "4MiB"},
+		&cli.StringFlag{Name: "estargz-min-chunk-size", Usage: "`SIZE` up to which small files share a gzip stream, such as 64k", DefaultText: "64k; 0 lets none do"},
+		&cli.StringSliceFlag{Name: "cache-from", Usage: "`IMAGE` converted before, whose layers need not be converted again; repeatable. That of DST is always looked at"},
+		&cli.StringFlag{Name: "state", Usage: "`DIR` that remembers which layers have been converted", DefaultText: "buildkitd-lazy/convert in the user's cache directory"},
+		&cli.BoolFlag{Name: "no-cache", Usage: "convert layers again that have been before"},
+		&cli.IntFlag{Name: "jobs", Usage: "`NUMBER` of layers that are converted at once", DefaultText: "one for each CPU, and at least 2"},
+		&cli.StringFlag{Name: "progress", Usage: "`TYPE` of progress: auto, plain, tty, quiet or rawjson", Value: "auto"},
+		formatFlag("the result"),
+	)
+	for _, f := range flags {
+		place(f, "")
+	}
+	return &cli.Command{
+		Name:      "convert",
+		Usage:     "make a lazy image of any",
+		ArgsUsage: "SRC DST",
+		Description: "SRC is an image in a registry, or oci-layout://DIR[:TAG|@DIGEST]; DST is a tag in a registry, or oci-layout://DIR[:TAG].\n" +
+			"Layers stream from one to the other. Those that were converted before are not moved. Credentials are docker's.\n" +
+			"Prints the name and the digest of the image. Exit status 1 means that there is none, 130 that it was interrupted;\n" +
+			"layers that are complete are not converted again by the next try.",
+		Flags:        flags,
+		Action:       convertImage,
+		OnUsageError: usageError,
+	}
+}
+
+func convertImage(ctx context.Context, c *cli.Command) (err error) {
+	onlyErrors(c)
+	if c.NArg() != 2 {
+		return fmt.Errorf("convert takes a source and a destination, got %d arguments; %s --help shows how", c.NArg(), c.FullName())
+	}
+	format, err := parseFormat(c)
+	if err != nil {
+		return err
+	}
+	opt, err := convertOptions(c)
+	if err != nil {
+		return err
+	}
+	hosts, err := registryHosts(c)
+	if err != nil {
+		return err
+	}
+	src, err := repository.Parse(c.Args().Get(0), hosts)
+	if err != nil {
+		return err
+	}
+	dst, err := repository.Parse(c.Args().Get(1), hosts)
+	if err != nil {
+		return err
+	}
+	for _, ref := range c.StringSlice("cache-from") {
+		former, err := repository.Parse(ref, hosts)
+		if err != nil {
+			return fmt.Errorf("--cache-from: %w", err)
+		}
+		opt.Former = append(opt.Former, former)
+	}
+	ctx, stop := untilSignal(ctx)
+	defer stop()
+	shown, err := showConversion(c.Root().ErrWriter, c.String("progress"))
+	if err != nil {
+		return err
+	}
+	opt.Progress = shown.update
+	result, err := convert.Convert(ctx, src, dst, opt)
+	shown.end()
+	if err != nil {
+		if stopped := context.Cause(ctx); stopped != nil {
+			return fmt.Errorf("%s is not written: %w", dst, stopped)
+		}
+		return err
+	}
+	for _, l := range result.Layers {
+		if l.Lossy != "" {
+			fmt.Fprintf(c.Root().ErrWriter, "layer %s isn't lazy: the name %q, which isn't UTF-8, has no place in its table of contents\n", l.To, l.Lossy)
+		}
+	}
+	out := c.Root().Writer
+	if format != nil {
+		return executeFormat(out, format, result)
+	}
+	_, err = fmt.Fprintf(out, "%s@%s\n", result.Ref, result.Digest)
+	return err
+}
+
+// convertOptions are what the flags say, but for images.
+func convertOptions(c *cli.Command) (opt convert.Options, err error) {
+	if opt.Format, err = layerFormat(c); err != nil {
+		return opt, err
+	}
+	if opt.Platforms, err = wantedPlatforms(c); err != nil {
+		return opt, err
+	}
+	if opt.Jobs = c.Int("jobs"); opt.Jobs < 0 {
+		return opt, fmt.Errorf("--jobs=%d: want a number from 1", opt.Jobs)
+	}
+	opt.Anew = c.Bool("no-cache")
+	if dir := c.String("state"); dir != "" {
+		opt.State, err = convert.OpenState(dir)
+		return opt, err
+	}
+	if cache, err := os.UserCacheDir(); err == nil {
+		// If there can't be one, the destination is all that remembers.
+		opt.State, _ = convert.OpenState(filepath.Join(cache, "buildkitd-lazy", "convert"))
+	}
+	return opt, nil
+}
+
+// layerFormat is what --compression and its options say.
+func layerFormat(c *cli.Command) (convert.Format, error) {
+	if name := c.String("compression"); name != "estargz" {
+		return nil, fmt.Errorf("--compression=%s: there is no such format of lazy layers; want estargz", name)
+	}
+	var opt estargz.WriteOptions
+	if s := c.String("compression-level"); s != "" {
+		level, err := strconv.Atoi(s)
+		if err != nil || level < -2 || level > 9 {
+			return nil, fmt.Errorf("--compression-level=%s: estargz has levels -2 to 9", s)
+		}
+		opt.Level = &level
+	}
+	for _, f := range []struct {
+		name  string
+		least int64
+		to    *int64
+	}{
+		{"estargz-chunk-size", 4 << 10, &opt.ChunkSize},
+		{"estargz-min-chunk-size", 0, &opt.MinChunkSize},
+	} {
+		s := c.String(f.name)
+		if s == "" {
+			continue
+		}
+		n, err := units.RAMInBytes(s)
+		if err != nil || n < f.least || n > estargz.MaxChunkSize {
+			return nil, fmt.Errorf("--%s=%s: want %d to %d bytes, or a number with a unit as in 64k or 4MiB", f.name, s, f.least, int64(estargz.MaxChunkSize))
+		}
+		*f.to = n
+	}
+	if c.IsSet("estargz-min-chunk-size") && opt.MinChunkSize == 0 {
+		opt.MinChunkSize = 1 // one byte is reached by any file
+	}
+	return convert.NewEStargz(opt), nil
+}

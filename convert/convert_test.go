@@ -1,0 +1,746 @@
+package convert
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/inspect"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
+	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
+)
+
+const (
+	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
+	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+	layerSize = 300 << 10
+	small     = 16 << 10 // more than any configuration, and less than any layer
+)
+
+// tarOf makes a tar of one file that doesn't compress.
+func tarOf(t *testing.T, name string) []byte {
+	t.Helper()
+	data := make([]byte, layerSize)
+	seed := [32]byte{}
+	copy(seed[:], name)
+	_, _ = rand.NewChaCha8(seed).Read(data)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: layerSize, Typeflag: tar.TypeReg})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func gzipped(t *testing.T, p []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := w.Write(p)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// A piece is a layer of a test's image.
+type piece struct {
+	tar, blob   []byte
+	mediaType   string
+	annotations map[string]string
+	urls        []string
+}
+
+func plain(t *testing.T, name string) piece {
+	p := tarOf(t, name)
+	return piece{tar: p, blob: gzipped(t, p), mediaType: dockerLayer}
+}
+
+func lazy(t *testing.T, name string) piece {
+	t.Helper()
+	var b bytes.Buffer
+	made, err := estargz.Write(t.Context(), &b, bytes.NewReader(tarOf(t, name)), estargz.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return piece{tar: inflate(t, b.Bytes()), blob: b.Bytes(), mediaType: ocispecs.MediaTypeImageLayerGzip, annotations: map[string]string{
+		stargz.TOCJSONDigestAnnotation: made.TOCDigest.String(), "org.example.kept": "yes",
+	}}
+}
+
+func inflate(t *testing.T, p []byte) []byte {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// put adds an image, with fields that nobody knows, to the repository src.
+func put(t *testing.T, reg *repositorytest.Registry, tag, platform, mediaType string, pieces ...piece) ocispecs.Descriptor {
+	t.Helper()
+	os, arch, _ := strings.Cut(platform, "/")
+	var diffIDs, layers []string
+	for _, p := range pieces {
+		diffIDs = append(diffIDs, fmt.Sprintf("%q", digest.FromBytes(p.tar)))
+		annotations, err := json.Marshal(p.annotations)
+		if err != nil {
+			t.Fatal(err)
+		}
+		extra := ""
+		if p.urls != nil {
+			extra = fmt.Sprintf(`,"urls":[%q]`, p.urls[0])
+		} else {
+			reg.PutBlob("src", p.blob)
+		}
+		if p.annotations != nil {
+			extra += `,"annotations":` + string(annotations)
+		}
+		layers = append(layers, fmt.Sprintf(`{"mediaType":%q,"size":%d,"digest":%q%s}`, p.mediaType, len(p.blob), digest.FromBytes(p.blob), extra))
+	}
+	config := fmt.Appendf(nil, `{"unknown": {"a":  1.50, "b":"<&>"}, "architecture":%q,"os":%q,"created":"2026-01-02T03:04:05.678Z","history":[{"created_by":"x","extra":true}],"rootfs":{"type":"layers","more":[1, 2],"diff_ids":[%s]}}`,
+		arch, os, strings.Join(diffIDs, ", "))
+	configType := ocispecs.MediaTypeImageConfig
+	if mediaType == dockerManifest {
+		configType = dockerConfig
+	}
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[%s],"annotations":{"z":"<1>","a":"2"}}`,
+		mediaType, configType, reg.PutBlob("src", config), len(config), strings.Join(layers, ","))
+	desc := reg.PutManifest("src", tag, mediaType, manifest)
+	desc.Platform = &ocispecs.Platform{OS: os, Architecture: arch}
+	return desc
+}
+
+func repo(t *testing.T, reg *repositorytest.Registry, name string) repository.Repository {
+	t.Helper()
+	return parsed(t, reg.Host+"/"+name, reg)
+}
+
+func parsed(t *testing.T, ref string, reg *repositorytest.Registry) repository.Repository {
+	t.Helper()
+	r, err := repository.Parse(ref, reg.Hosts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func options() Options { return Options{Format: NewEStargz(estargz.WriteOptions{})} }
+
+func state(t *testing.T, dir string) *State {
+	t.Helper()
+	s, err := OpenState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func must(t *testing.T, src, dst repository.Repository, opt Options) Result {
+	t.Helper()
+	r, err := Convert(t.Context(), src, dst, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func actions(r Result) (as []Action) {
+	for _, l := range r.Layers {
+		as = append(as, l.Action)
+	}
+	return as
+}
+
+// wantLazy fails if a layer of what a repository names isn't lazy.
+func wantLazy(t *testing.T, r repository.Repository) inspect.Report {
+	t.Helper()
+	report, err := inspect.Inspect(t.Context(), r, inspect.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if eager := report.Eager(); len(eager) > 0 {
+		t.Errorf("eager: %q", eager)
+	}
+	return report
+}
+
+func TestConvert(t *testing.T) {
+	reg := repositorytest.New(t)
+	one, two := plain(t, "one"), plain(t, "two")
+	put(t, reg, "1", "linux/amd64", dockerManifest, one, two, one)
+	dst := repo(t, reg, "dst:1")
+	result := must(t, repo(t, reg, "src:1"), dst, options())
+	wantLazy(t, dst)
+
+	mediaType, raw := reg.Manifest("dst", "1")
+	if mediaType != ocispecs.MediaTypeImageManifest || digest.FromBytes(raw) != result.Digest {
+		t.Errorf("manifest %s of type %s, want %s", digest.FromBytes(raw), mediaType, result.Digest)
+	}
+	var m ocispecs.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m.MediaType != mediaType || m.Config.MediaType != ocispecs.MediaTypeImageConfig || m.Annotations["z"] != "<1>" || !bytes.Contains(raw, []byte(`"annotations":{"z":"<1>","a":"2"}`)) {
+		t.Errorf("manifest %s", raw)
+	}
+	config := reg.Blob("dst", m.Config.Digest)
+	for _, kept := range []string{`"unknown":{"a":  1.50, "b":"<&>"},"architecture"`, `"created":"2026-01-02T03:04:05.678Z","history":[{"created_by":"x","extra":true}]`, `"rootfs":{"type":"layers","more":[1, 2],`} {
+		if !bytes.Contains(config, []byte(kept)) {
+			t.Errorf("configuration %s, want %s in it", config, kept)
+		}
+	}
+	var im ocispecs.Image
+	if err := json.Unmarshal(config, &im); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.Layers) != 3 || m.Layers[0].Digest != m.Layers[2].Digest || len(result.Layers) != 2 {
+		t.Errorf("layers %v, of which %d were converted", m.Layers, len(result.Layers))
+	}
+	for i, from := range []piece{one, two, one} {
+		tar := inflate(t, reg.Blob("dst", m.Layers[i].Digest))
+		if im.RootFS.DiffIDs[i] != digest.FromBytes(tar) || !bytes.HasPrefix(tar, from.tar) {
+			t.Errorf("layer %d isn't its tar, or its DiffID is wrong", i)
+		}
+		if got := m.Layers[i].Annotations[annotationFrom]; got != digest.FromBytes(from.blob).String() {
+			t.Errorf("layer %d was made of %s", i, got)
+		}
+	}
+	if n := reg.Uploads(); n != 0 {
+		t.Errorf("%d uploads are left", n)
+	}
+}
+
+// A second conversion moves no bytes of layers, whoever remembers the first one, and gives the same image.
+func TestAgain(t *testing.T) {
+	for name, again := range map[string]struct {
+		to     string
+		state  bool // of the first and the second conversion
+		former string
+		want   Action
+	}{
+		"same tag":                              {to: "dst:1", want: Reused},
+		"other tag, by state":                   {to: "dst:2", state: true, want: Reused},
+		"other repository, by state":            {to: "other:1", state: true, want: Reused},
+		"other tag, by the former image":        {to: "dst:2", former: "dst:1", want: Reused},
+		"other repository, by the former image": {to: "other:2", former: "dst:1", want: Reused},
+		"nobody remembers":                      {to: "dst:2", want: Converted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := repositorytest.New(t)
+			put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"), plain(t, "two"))
+			src, opt, dir := repo(t, reg, "src:1"), options(), t.TempDir()
+			if again.state {
+				opt.State = state(t, dir)
+			}
+			first := must(t, src, repo(t, reg, "dst:1"), opt)
+			if read, written := reg.Moved(small); read < 2*layerSize || written < 2*layerSize {
+				t.Errorf("%d bytes read and %d written: the measure is wrong", read, written)
+			}
+			reg.Reset()
+			opt = options()
+			if again.state {
+				opt.State = state(t, dir)
+			}
+			if again.former != "" {
+				opt.Former = []repository.Repository{repo(t, reg, again.former)}
+			}
+			dst := repo(t, reg, again.to)
+			second := must(t, src, dst, opt)
+			if got := actions(second); !slices.Equal(got, []Action{again.want, again.want}) {
+				t.Errorf("layers were %v, want %v", got, again.want)
+			}
+			if read, written := reg.Moved(small); again.want == Reused && read+written > 0 {
+				t.Errorf("%d bytes were read and %d written", read, written)
+			}
+			if second.Digest != first.Digest {
+				t.Errorf("the second image is %s, the first one %s", second.Digest, first.Digest)
+			}
+			wantLazy(t, dst)
+		})
+	}
+}
+
+func TestAnew(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	src, dst := repo(t, reg, "src:1"), repo(t, reg, "dst:1")
+	must(t, src, dst, options())
+	opt := options()
+	opt.Anew = true
+	if got := actions(must(t, src, dst, opt)); !slices.Equal(got, []Action{Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+	// Other options make other layers.
+	opt = options()
+	level := 1
+	opt.Format = NewEStargz(estargz.WriteOptions{Level: &level})
+	if got := actions(must(t, src, dst, opt)); !slices.Equal(got, []Action{Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+}
+
+// An image that is lazy already keeps its digest.
+func TestAlreadyLazy(t *testing.T) {
+	reg, elsewhere := repositorytest.New(t), repositorytest.New(t)
+	desc := put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, lazy(t, "one"))
+	for _, tt := range []struct {
+		to   *repositorytest.Registry
+		want Action
+	}{{reg, Present}, {elsewhere, Copied}, {elsewhere, Present}} {
+		dst := repo(t, tt.to, "dst:1")
+		r := must(t, repo(t, reg, "src:1"), dst, options())
+		if r.Digest != desc.Digest || !slices.Equal(actions(r), []Action{tt.want}) || r.Layers[0].Reason != reasonLazy {
+			t.Errorf("%+v, want %s of %s", r, tt.want, desc.Digest)
+		}
+		wantLazy(t, dst)
+	}
+	// What a table of contents is, is looked at once.
+	elsewhere.Reset()
+	reg.Reset()
+	must(t, repo(t, reg, "src:1"), repo(t, elsewhere, "dst:1"), options())
+	if read, written := reg.Moved(0); read > 1000 || written > 0 {
+		t.Errorf("%d bytes were read and %d written", read, written)
+	}
+}
+
+// What claims to be lazy and isn't is converted; what was changed since is refused.
+func TestFalseClaims(t *testing.T) {
+	reg := repositorytest.New(t)
+	wrong := plain(t, "one")
+	wrong.mediaType, wrong.annotations = ocispecs.MediaTypeImageLayerGzip, map[string]string{stargz.TOCJSONDigestAnnotation: digest.FromString("x").String()}
+	put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, wrong)
+	dst := repo(t, reg, "dst:1")
+	if got := actions(must(t, repo(t, reg, "src:1"), dst, options())); !slices.Equal(got, []Action{Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+	wantLazy(t, dst)
+
+	changed := lazy(t, "two")
+	changed.annotations = wrong.annotations
+	put(t, reg, "2", "linux/amd64", ocispecs.MediaTypeImageManifest, changed)
+	_, err := Convert(t.Context(), repo(t, reg, "src:2"), repo(t, reg, "dst:2"), options())
+	if err == nil || !strings.Contains(err.Error(), "isn't the one that the manifest promises") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestIndex(t *testing.T) {
+	reg := repositorytest.New(t)
+	shared := plain(t, "shared")
+	amd := put(t, reg, "", "linux/amd64", dockerManifest, shared, plain(t, "amd"))
+	arm := put(t, reg, "", "linux/arm64", dockerManifest, shared, plain(t, "arm"))
+	win := put(t, reg, "", "windows/amd64", dockerManifest, plain(t, "win"))
+	attest := func(of ocispecs.Descriptor) ocispecs.Descriptor {
+		statement := []byte(`{"subject":"` + of.Digest.String() + `"}`)
+		empty := reg.PutBlob("src", []byte("{}"))
+		desc := reg.PutManifest("src", "", ocispecs.MediaTypeImageManifest, fmt.Appendf(nil,
+			`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},"layers":[{"mediaType":"application/vnd.in-toto+json","digest":%q,"size":%d}],"subject":{"mediaType":%q,"digest":%q,"size":%d}}`,
+			ocispecs.MediaTypeImageManifest, ocispecs.MediaTypeImageConfig, empty, reg.PutBlob("src", statement), len(statement), of.MediaType, of.Digest, of.Size))
+		desc.Platform = &ocispecs.Platform{OS: "unknown", Architecture: "unknown"}
+		desc.Annotations = map[string]string{annotationAttestation: "attestation-manifest", annotationReference: of.Digest.String()}
+		return desc
+	}
+	amdAttest, armAttest := attest(amd), attest(arm)
+	reg.PutManifest("src", "1", dockerList, map[string]any{
+		"schemaVersion": 2, "mediaType": dockerList, "annotations": map[string]string{"kept": "too"}, "other": 1,
+		"manifests": []any{amdAttest, amd, arm, win, armAttest},
+	})
+	for name, tt := range map[string]struct {
+		wanted []ocispecs.Platform
+		from   []ocispecs.Descriptor
+	}{
+		"all":   {nil, []ocispecs.Descriptor{amdAttest, amd, arm, win, armAttest}},
+		"arm64": {[]ocispecs.Platform{{OS: "linux", Architecture: "arm64"}}, []ocispecs.Descriptor{arm, armAttest}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opt := options()
+			opt.Platforms = tt.wanted
+			result := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:"+name), opt)
+			mediaType, raw := reg.Manifest("dst", name)
+			var index ocispecs.Index
+			if err := json.Unmarshal(raw, &index); err != nil {
+				t.Fatal(err)
+			}
+			if mediaType != ocispecs.MediaTypeImageIndex || index.MediaType != mediaType || index.Annotations["kept"] != "too" || !bytes.Contains(raw, []byte(`"other":1`)) ||
+				len(index.Manifests) != len(tt.from) || digest.FromBytes(raw) != result.Digest {
+				t.Fatalf("index %s", raw)
+			}
+			now := map[digest.Digest]digest.Digest{}
+			for i, m := range index.Manifests {
+				now[tt.from[i].Digest] = m.Digest
+				if m.Platform.Architecture != tt.from[i].Platform.Architecture {
+					t.Errorf("manifest %d is of %v", i, m.Platform)
+				}
+			}
+			for i, m := range index.Manifests {
+				of := digest.Digest(tt.from[i].Annotations[annotationReference])
+				if of == "" {
+					continue
+				}
+				_, raw := reg.Manifest("dst", m.Digest.String())
+				var attestation ocispecs.Manifest
+				if err := json.Unmarshal(raw, &attestation); err != nil {
+					t.Fatal(err)
+				}
+				if got := m.Annotations[annotationReference]; got != now[of].String() || attestation.Subject.Digest != now[of] {
+					t.Errorf("an attestation is about %s and %s, want %s", got, attestation.Subject.Digest, now[of])
+				}
+				if !bytes.Contains(reg.Blob("dst", attestation.Layers[0].Digest), []byte(of)) {
+					t.Error("the statement was changed")
+				}
+			}
+		})
+	}
+	opt := options()
+	opt.Platforms = []ocispecs.Platform{{OS: "linux", Architecture: "s390x"}}
+	_, err := Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:none"), opt)
+	if err == nil || !strings.Contains(err.Error(), `has no image for ["linux/s390x"], but for ["linux/amd64" "linux/arm64" "windows/amd64"]`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestKindsOfLayers(t *testing.T) {
+	reg := repositorytest.New(t)
+	p := tarOf(t, "file")
+	var z bytes.Buffer
+	w, err := zstd.NewWriter(&z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Write(p)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte(strings.Repeat("encrypted", 1000))
+	for name, tt := range map[string]struct {
+		piece
+		platform string
+		want     Action
+		reason   string
+	}{
+		"zstd":         {piece: piece{tar: p, blob: z.Bytes(), mediaType: ocispecs.MediaTypeImageLayerZstd}, want: Converted},
+		"tar":          {piece: piece{tar: p, blob: p, mediaType: ocispecs.MediaTypeImageLayer}, want: Converted},
+		"gzip as tar":  {piece: piece{tar: p, blob: gzipped(t, p), mediaType: "application/vnd.docker.image.rootfs.diff.tar"}, want: Converted},
+		"encrypted":    {piece: piece{tar: p, blob: secret, mediaType: ocispecs.MediaTypeImageLayerGzip + "+encrypted"}, want: Present, reason: "it is encrypted"},
+		"windows":      {piece: plain(t, "win"), platform: "windows/amd64", want: Present, reason: "it is a layer of Windows"},
+		"foreign":      {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", urls: []string{"https://example.com/layer"}}, want: Kept, reason: "it is a foreign layer"},
+		"unknown type": {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.oci.image.layer.v2.squashfs"}, want: Present, reason: "is not one of a tar"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			platform := tt.platform
+			if platform == "" {
+				platform = "linux/amd64"
+			}
+			put(t, reg, "1", platform, ocispecs.MediaTypeImageManifest, tt.piece)
+			r := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
+			l := r.Layers[0]
+			if l.Action != tt.want || !strings.Contains(l.Reason, tt.reason) || tt.want != Converted && l.To != l.Digest {
+				t.Errorf("%+v", l)
+			}
+			_, raw := reg.Manifest("dst", "1")
+			if tt.urls != nil && !bytes.Contains(raw, []byte(tt.urls[0])) {
+				t.Errorf("a foreign layer has lost its URL: %s", raw)
+			}
+		})
+	}
+}
+
+// What can't be converted is an error that names layer and image; nothing is named, no upload is left, and no byte of a layer read in vain.
+func TestBadInput(t *testing.T) {
+	good := plain(t, "good")
+	tarred := func(name string) piece {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg}), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return piece{tar: b.Bytes(), blob: gzipped(t, b.Bytes()), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	}
+	cut := func(n int) piece {
+		return piece{tar: good.tar[:n], blob: gzipped(t, good.tar[:n]), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	}
+	truncated := piece{tar: good.tar, blob: good.blob[:len(good.blob)/2], mediaType: ocispecs.MediaTypeImageLayerGzip}
+	otherDiff := good
+	otherDiff.tar = []byte("another")
+	for name, tt := range map[string]struct {
+		piece piece
+		fault func(reg *repositorytest.Registry)
+		want  []string
+	}{
+		"reserved name":   {piece: tarred("stargz.index.json"), want: []string{`"stargz.index.json"`}},
+		"tar ends early":  {piece: cut(1000), want: []string{"unexpected EOF"}},
+		"gzip ends early": {piece: truncated, want: []string{"unexpected EOF"}},
+		"no tar":          {piece: piece{tar: []byte("x"), blob: []byte(strings.Repeat("no tar", 500)), mediaType: ocispecs.MediaTypeImageLayer}, want: []string{"tar"}},
+		"wrong DiffID":    {piece: otherDiff, want: []string{"the source is broken"}},
+		"blob is gone":    {piece: good, fault: func(reg *repositorytest.Registry) { reg.DeleteBlob("src", digest.FromBytes(good.blob)) }, want: []string{"404"}},
+		"no right to push": {piece: good, fault: func(reg *repositorytest.Registry) {
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, "/v2/dst/") {
+					w.WriteHeader(http.StatusForbidden)
+					return true
+				}
+				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(good.blob).String()) {
+					t.Error("a layer was read that nobody may write")
+				}
+				return false
+			}
+		}, want: []string{"dst:1", "403 Forbidden", "docker login"}},
+		"manifest refused": {piece: good, fault: func(reg *repositorytest.Registry) {
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, "/v2/dst/manifests/") {
+					w.WriteHeader(http.StatusUnprocessableEntity)
+					return true
+				}
+				return false
+			}
+		}, want: []string{"push manifest", "422"}},
+		"other bytes": {piece: good, fault: func(reg *repositorytest.Registry) {
+			other := plain(t, "evil").blob
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.FromBytes(good.blob).String()) {
+					return false
+				}
+				_, _ = w.Write(append(other, make([]byte, len(good.blob))...)[:len(good.blob)])
+				return true
+			}
+		}, want: []string{"layer " + digest.FromBytes(good.blob).String()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := repositorytest.New(t)
+			put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, tt.piece)
+			if tt.fault != nil {
+				tt.fault(reg)
+			}
+			_, err := Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
+			for _, want := range tt.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v, want %q in it", err, want)
+				}
+			}
+			if _, m := reg.Manifest("dst", "1"); m != nil {
+				t.Error("the destination is named")
+			}
+			if n := reg.Uploads(); n != 0 {
+				t.Errorf("%d uploads are left", n)
+			}
+		})
+	}
+}
+
+func TestRefused(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, plain(t, "one"))
+	reg.PutManifest("src", "old", "application/vnd.docker.distribution.manifest.v1+prettyjws", []byte(`{"schemaVersion":1}`))
+	reg.PutManifest("src", "chart", ocispecs.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":%q,"size":2},"layers":[]}`, reg.PutBlob("src", []byte("{}"))))
+	for from, want := range map[string]string{
+		"src:1 src:1":     "is both source and destination",
+		"src:gone dst:1":  "src:gone: not found",
+		"src:chart dst:1": "is no container image",
+		"src:old dst:1":   "schema 1",
+		"src:1 dst@" + digest.FromString("x").String(): "name the destination by a tag",
+	} {
+		src, dst, _ := strings.Cut(from, " ")
+		_, err := Convert(t.Context(), repo(t, reg, src), repo(t, reg, dst), options())
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q in it", from, err, want)
+		}
+	}
+}
+
+// A conversion that was broken off goes on where it was: what is complete isn't read again.
+func TestInterrupted(t *testing.T) {
+	reg := repositorytest.New(t)
+	one, two := plain(t, "one"), plain(t, "two")
+	put(t, reg, "1", "linux/amd64", dockerManifest, one, two)
+	src, dst, dir := repo(t, reg, "src:1"), repo(t, reg, "dst:1"), t.TempDir()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("stopped")
+	reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(two.blob).String()) {
+			cancel(stopped)
+			<-r.Context().Done()
+			return true
+		}
+		return false
+	}
+	opt := options()
+	opt.State, opt.Jobs = state(t, dir), 1
+	if _, err := Convert(ctx, src, dst, opt); !errors.Is(err, stopped) {
+		t.Errorf("error %v, want %v", err, stopped)
+	}
+	if _, m := reg.Manifest("dst", "1"); m != nil || reg.Uploads() != 0 {
+		t.Errorf("%d uploads are left, and the manifest %s", reg.Uploads(), m)
+	}
+	reg.Fault = nil
+	reg.Reset()
+	opt = options()
+	opt.State = state(t, dir)
+	if got := actions(must(t, src, dst, opt)); !slices.Equal(got, []Action{Reused, Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+	for _, r := range reg.Requests() {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.Path, digest.FromBytes(one.blob).String()) {
+			t.Error("the first layer was read again")
+		}
+	}
+	wantLazy(t, dst)
+}
+
+// An upload that breaks off is made again.
+func TestUploadBreaksOff(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	var n atomic.Int32
+	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPatch || n.Add(1) > 2 {
+			return false
+		}
+		_, _ = io.CopyN(io.Discard, r.Body, 100<<10)
+		if n.Load() == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	dst := repo(t, reg, "dst:1")
+	must(t, repo(t, reg, "src:1"), dst, options())
+	wantLazy(t, dst)
+	if reg.Uploads() != 0 {
+		t.Errorf("%d uploads are left", reg.Uploads())
+	}
+}
+
+// Out of a registry into a layout, and from there into another registry: the image is the same.
+func TestLayouts(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"), plain(t, "two"))
+	dir := t.TempDir()
+	layout := parsed(t, "oci-layout://"+dir+":tag", reg)
+	first := must(t, repo(t, reg, "src:1"), layout, options())
+	wantLazy(t, layout)
+	if got := actions(must(t, repo(t, reg, "src:1"), layout, options())); !slices.Equal(got, []Action{Reused, Reused}) {
+		t.Errorf("layers were %v the second time", got)
+	}
+	elsewhere := repositorytest.New(t)
+	dst := repo(t, elsewhere, "dst:1")
+	second := must(t, layout, dst, options())
+	wantLazy(t, dst)
+	if direct := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options()); first.Digest != second.Digest || first.Digest != direct.Digest {
+		t.Errorf("images %s, %s and %s; want the same", first.Digest, second.Digest, direct.Digest)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 3 {
+		t.Errorf("the layout has %v, %v", left, err)
+	}
+}
+
+// What a state directory says is not believed if it can't be true.
+func TestBadState(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	dir := t.TempDir()
+	opt := options()
+	opt.State = state(t, dir)
+	must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, content := range []string{"", "{}", `{"from":"x"}`, "null"} {
+		if err := os.WriteFile(dir+"/"+files[0].Name(), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dst := repo(t, reg, "dst:2")
+		must(t, repo(t, reg, "src:1"), dst, opt)
+		wantLazy(t, dst)
+	}
+	// The blob is gone from where it was.
+	reg2 := repositorytest.New(t)
+	put(t, reg2, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	if got := actions(must(t, repo(t, reg2, "src:1"), repo(t, reg2, "dst:1"), opt)); !slices.Equal(got, []Action{Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+}
+
+func TestProgress(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	opt := options()
+	var begun, done int
+	opt.Jobs = 1
+	opt.Progress = func(u Update) {
+		if u.Layer.Platform != "linux/amd64" || u.Action != Converted {
+			t.Errorf("%+v", u)
+		}
+		if u.Read == 0 {
+			begun++
+		}
+		if u.Done {
+			if done++; u.Read != u.Layer.Size {
+				t.Errorf("%d bytes of %d were read", u.Read, u.Layer.Size)
+			}
+		}
+	}
+	must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+	if begun != 1 || done != 1 {
+		t.Errorf("begun %d times, done %d times", begun, done)
+	}
+}
+
+func FuzzObject(f *testing.F) {
+	f.Add([]byte(`{"a":1,"b":{"c":[1, 2]},"":null}`))
+	f.Add([]byte(`{"a":1,"a":2}`))
+	f.Add([]byte(`{"\u00e9<>":"\ud800"}`))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		var o object
+		if o.UnmarshalJSON(p) != nil {
+			return
+		}
+		out, err := o.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var before, after any
+		if err := errors.Join(json.Unmarshal(p, &before), json.Unmarshal(out, &after)); err != nil {
+			t.Fatalf("%s became %s: %v", p, out, err)
+		}
+		b, _ := json.Marshal(before)
+		a, _ := json.Marshal(after)
+		if !bytes.Equal(a, b) {
+			t.Errorf("%s became %s", p, out)
+		}
+	})
+}

@@ -1,0 +1,373 @@
+package convert
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	gohash "hash"
+	"io"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
+)
+
+type role int
+
+const (
+	roleOther role = iota
+	roleLayer      // of an image
+)
+
+// A blobJob is a blob of the source, and what becomes of it.
+type blobJob struct {
+	desc     ocispecs.Descriptor
+	role     role
+	platform string
+	content  []byte // of a configuration
+	reason   string // why it isn't converted, "" if it is
+	claimed  bool   // to be of the format already
+	diffID   digest.Digest
+
+	read   atomic.Int64
+	action Action
+	now    ocispecs.Descriptor // digest, size and media type
+	was    *memory             // of a converted one
+	lossy  string
+}
+
+func (b *blobJob) layer() Layer {
+	return Layer{Digest: b.desc.Digest, Size: b.desc.Size, Platform: b.platform}
+}
+
+// blob returns the job of a blob, which several manifests may have.
+func (c *conversion) blob(desc ocispecs.Descriptor, r role, platform string) *blobJob {
+	if b := c.blobs[desc.Digest]; b != nil {
+		return b
+	}
+	b := &blobJob{desc: desc, role: r, platform: platform}
+	c.blobs[desc.Digest] = b
+	c.order = append(c.order, b)
+	return b
+}
+
+// plan says what is to become of a layer.
+func (b *blobJob) plan(f Format, diffID digest.Digest, os string) error {
+	if err := b.desc.Digest.Validate(); err != nil {
+		return fmt.Errorf("layer %q: digest: %w", b.desc.Digest, err)
+	}
+	if b.diffID != "" && b.diffID != diffID {
+		return fmt.Errorf("layer %s has two DiffIDs: %s and %s", b.desc.Digest, b.diffID, diffID)
+	}
+	b.diffID, b.role = diffID, roleLayer
+	_, err := images.DiffCompression(context.Background(), b.desc.MediaType)
+	switch {
+	case images.IsNonDistributable(b.desc.MediaType):
+		b.reason = "it is a foreign layer"
+	case strings.HasSuffix(b.desc.MediaType, "+encrypted"):
+		b.reason = "it is encrypted"
+	case err != nil:
+		b.reason = fmt.Sprintf("its media type %q is not one of a tar", b.desc.MediaType)
+	case os == "windows":
+		b.reason = "it is a layer of Windows"
+	default:
+		b.claimed = f.Claimed(b.desc)
+	}
+	return nil
+}
+
+// move brings a blob to the destination, converted if it's to be.
+func (c *conversion) move(ctx context.Context, b *blobJob) error {
+	b.now = ocispecs.Descriptor{MediaType: b.desc.MediaType, Digest: b.desc.Digest, Size: b.desc.Size}
+	if b.role == roleLayer {
+		b.now.MediaType = oci(b.desc.MediaType)
+	}
+	err := c.become(ctx, b)
+	if err != nil {
+		what := "blob"
+		if b.role == roleLayer {
+			what = "layer"
+		}
+		return fmt.Errorf("%s %s of %s: %w", what, b.desc.Digest, c.src, explain(err))
+	}
+	return nil
+}
+
+func (c *conversion) become(ctx context.Context, b *blobJob) error {
+	if images.IsNonDistributable(b.desc.MediaType) && len(b.desc.URLs) > 0 {
+		b.action = Kept
+		return nil
+	}
+	if b.role != roleLayer || b.reason != "" {
+		return c.copied(ctx, b)
+	}
+	if m, ok := c.remembered(b.desc.Digest); ok {
+		there, err := c.has(ctx, m)
+		if err != nil {
+			return err
+		}
+		if there {
+			c.use(b, m)
+			return nil
+		}
+		if m.Digest == m.From {
+			return c.lazy(ctx, b, m) // it was looked at before
+		}
+	}
+	if b.claimed {
+		ok, err := c.holds(ctx, b)
+		if err != nil {
+			return err
+		}
+		if ok {
+			return c.lazy(ctx, b, memory{From: b.desc.Digest, By: c.opt.Format.Key(), Digest: b.desc.Digest, Size: b.desc.Size, DiffID: b.diffID})
+		}
+	}
+	return c.again(ctx, b, c.converted)
+}
+
+// has reports whether a remembered layer is at the destination, or can be there without its bytes being moved.
+func (c *conversion) has(ctx context.Context, m memory) (bool, error) {
+	desc := ocispecs.Descriptor{Digest: m.Digest, Size: m.Size}
+	if ok, err := c.dst.Has(ctx, desc); ok || err != nil {
+		return ok, err
+	}
+	for _, at := range m.At {
+		if from, ok := repository.Sibling(c.dst, at); ok {
+			if ok, err := c.dst.Mount(ctx, desc, from); ok || err != nil {
+				return ok, err
+			}
+		}
+	}
+	return false, nil
+}
+
+// use takes what a layer has become before.
+func (c *conversion) use(b *blobJob, m memory) {
+	if m.Digest == m.From {
+		b.action, b.reason = Present, reasonLazy
+		c.remember(m)
+		return
+	}
+	b.action, b.lossy = Reused, m.Lossy
+	b.now = ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Digest: m.Digest, Size: m.Size}
+	b.was, b.diffID = &m, m.DiffID
+	c.remember(m)
+}
+
+const reasonLazy = "it is lazy already"
+
+// lazy copies a layer that is of the format.
+func (c *conversion) lazy(ctx context.Context, b *blobJob, m memory) error {
+	b.reason = reasonLazy
+	if err := c.copied(ctx, b); err != nil {
+		return err
+	}
+	c.remember(m)
+	return nil
+}
+
+// holds reports whether a layer is what it claims to be.
+func (c *conversion) holds(ctx context.Context, b *blobJob) (bool, error) {
+	from, err := c.src.ReaderAt(ctx, b.desc)
+	if err != nil {
+		return false, err
+	}
+	defer from.Close()
+	return c.opt.Format.Check(from, b.desc)
+}
+
+// copied brings a blob to the destination as it is.
+func (c *conversion) copied(ctx context.Context, b *blobJob) error {
+	b.action = Present
+	if ok, err := c.dst.Has(ctx, b.desc); ok || err != nil {
+		return err
+	}
+	if ok, err := c.dst.Mount(ctx, b.desc, c.src); ok || err != nil {
+		return err
+	}
+	b.action = Copied
+	return c.again(ctx, b, c.transfer)
+}
+
+// Attempts to move a blob, and what is waited before the second one; twice as long before the next.
+const (
+	attempts = 3
+	pause    = time.Second
+)
+
+// again tries until it works, or there is no hope.
+func (c *conversion) again(ctx context.Context, b *blobJob, try func(context.Context, *blobJob) error) error {
+	for n, wait := 1, pause; ; n, wait = n+1, 2*wait {
+		b.read.Store(0)
+		err := try(ctx, b)
+		if err == nil || n == attempts || ctx.Err() != nil || !repository.Transient(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// transfer streams a blob.
+func (c *conversion) transfer(ctx context.Context, b *blobJob) error {
+	in, err := c.open(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	up, err := c.dst.Create(ctx)
+	if err != nil {
+		return err
+	}
+	defer up.Cancel()
+	size, err := io.CopyBuffer(up, struct{ io.Reader }{in}, make([]byte, 256<<10))
+	if err != nil {
+		return err
+	}
+	if err := in.verify(); err != nil {
+		return err
+	}
+	return up.Commit(ctx, b.desc.Digest, size)
+}
+
+// converted streams a layer through the format's writer.
+func (c *conversion) converted(ctx context.Context, b *blobJob) error {
+	b.action = Converted
+	in, err := c.open(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	tar, err := decompress(in)
+	if err != nil {
+		return err
+	}
+	defer tar.Close()
+	up, err := c.dst.Create(ctx)
+	if err != nil {
+		return err
+	}
+	defer up.Cancel()
+	diff := sha256.New()
+	made, err := c.opt.Format.Write(ctx, up, io.TeeReader(tar, diff))
+	if err != nil {
+		return err
+	}
+	if err := in.verify(); err != nil {
+		return err
+	}
+	if got := sumOf(diff); got != b.diffID {
+		return fmt.Errorf("its DiffID is %s, and not %s as the image's configuration says: the source is broken", got, b.diffID)
+	}
+	if err := up.Commit(ctx, made.Digest, made.Size); err != nil {
+		return err
+	}
+	m := memory{
+		From: b.desc.Digest, By: c.opt.Format.Key(), Digest: made.Digest, Size: made.Size, DiffID: made.DiffID,
+		Annotations: made.Annotations, Lossy: made.Lossy,
+	}
+	c.use(b, m)
+	b.action = Converted
+	return nil
+}
+
+// A blobReader is a blob of the source on its way, whose digest is computed as it is read.
+type blobReader struct {
+	io.ReadCloser
+	b        *blobJob
+	sum      gohash.Hash
+	progress func(Update)
+	told     int64
+}
+
+func (c *conversion) open(ctx context.Context, b *blobJob) (*blobReader, error) {
+	body, err := c.src.Open(ctx, b.desc)
+	if err != nil {
+		return nil, err
+	}
+	if alg := b.desc.Digest.Algorithm(); !alg.Available() {
+		return nil, errors.Join(fmt.Errorf("digests of the type %s can't be verified", alg), body.Close())
+	}
+	c.opt.Progress(Update{Layer: b.layer(), Action: b.action})
+	return &blobReader{ReadCloser: body, b: b, sum: b.desc.Digest.Algorithm().Hash(), progress: c.opt.Progress}, nil
+}
+
+// tellEvery is how many bytes of a blob are one update.
+const tellEvery = 1 << 20
+
+// Read implements io.Reader.
+func (r *blobReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.sum.Write(p[:n])
+	if total := r.b.read.Add(int64(n)); total-r.told >= tellEvery {
+		r.told = total
+		r.progress(Update{Layer: r.b.layer(), Action: r.b.action, Read: total})
+	}
+	return n, err
+}
+
+// verify reads what nobody has wanted, and compares the digest.
+func (r *blobReader) verify() error {
+	if _, err := io.Copy(io.Discard, struct{ io.Reader }{r}); err != nil {
+		return err
+	}
+	if got := digest.NewDigestFromBytes(r.b.desc.Digest.Algorithm(), r.sum.Sum(nil)); got != r.b.desc.Digest {
+		return fmt.Errorf("the source sent other bytes than it promised: their digest is %s", got)
+	}
+	return nil
+}
+
+// maxWindow bounds what zstd takes to decompress a layer, in bytes: that of its level 22 and --long.
+const maxWindow = 128 << 20
+
+// decompress tells compressions by their first bytes, as containerd does: media types are not always true.
+func decompress(r io.Reader) (io.ReadCloser, error) {
+	in := bufio.NewReaderSize(r, 64<<10)
+	magic, err := in.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return nil, fmt.Errorf("decompress: %w", err)
+		}
+		return z, nil
+	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, fmt.Errorf("decompress: %w", err)
+		}
+		return z.IOReadCloser(), nil
+	}
+	return io.NopCloser(in), nil
+}
+
+func sumOf(h gohash.Hash) digest.Digest {
+	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
+}
+
+// explain says what to do about errors that don't say it themselves.
+func explain(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w; make room and convert it again: layers that are complete stay", err)
+	}
+	return err
+}
