@@ -24,6 +24,7 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/inspect"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
 )
@@ -333,6 +334,46 @@ func TestAlreadyLazy(t *testing.T) {
 	must(t, repo(t, reg, "src:1"), repo(t, elsewhere, "dst:1"), options())
 	if read, written := reg.Moved(0); read > 1000 || written > 0 {
 		t.Errorf("%d bytes were read and %d written", read, written)
+	}
+}
+
+// TestZstdChunked converts to the other format, where the DiffIDs stay; what is eStargz stays what it is.
+func TestZstdChunked(t *testing.T) {
+	reg := repositorytest.New(t)
+	one, two := plain(t, "one"), lazy(t, "two")
+	put(t, reg, "1", "linux/amd64", dockerManifest, one, two)
+	opt := Options{Format: NewZstdChunked(zstdchunked.WriteOptions{})}
+	dst := repo(t, reg, "dst:1")
+	r := must(t, repo(t, reg, "src:1"), dst, opt)
+	if got := actions(r); !slices.Equal(got, []Action{Converted, Present}) {
+		t.Errorf("layers were %v", got)
+	}
+	report := wantLazy(t, dst)
+	if l := report.Images[0].Layers; l[0].Format != "zstd:chunked" || l[1].Format != "estargz" {
+		t.Errorf("layers are %+v", l)
+	}
+	_, raw := reg.Manifest("dst", "1")
+	var m ocispecs.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(reg.Blob("dst", m.Config.Digest), []byte(digest.FromBytes(one.tar))) {
+		t.Error("the DiffID has changed")
+	}
+	reg.Reset()
+	if got := actions(must(t, repo(t, reg, "src:1"), dst, opt)); !slices.Equal(got, []Action{Reused, Present}) {
+		t.Errorf("layers were %v the second time", got)
+	}
+	if read, written := reg.Moved(small); read+written > 0 {
+		t.Errorf("%d bytes were read and %d written the second time", read, written)
+	}
+	// And back: the zstd:chunked layer becomes eStargz.
+	back := repo(t, reg, "back:1")
+	if got := actions(must(t, dst, back, options())); !slices.Equal(got, []Action{Converted, Present}) {
+		t.Errorf("layers were %v on the way back", got)
+	}
+	if l := wantLazy(t, back).Images[0].Layers; l[0].Format != "estargz" {
+		t.Errorf("layers are %+v", l)
 	}
 }
 

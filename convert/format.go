@@ -23,6 +23,8 @@ type Format interface {
 	MediaType() string
 	// Claimed reports whether a layer's descriptor says that it is of the format.
 	Claimed(desc ocispecs.Descriptor) bool
+	// Keeps returns why a layer that is of another format stays what it is, "" if it doesn't.
+	Keeps(desc ocispecs.Descriptor) string
 	// Check returns whether a layer that claims to be of the format is. One that isn't may be converted; one that must not be used
 	// is an error.
 	Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error)
@@ -77,10 +79,18 @@ func (eStargz) Claimed(desc ocispecs.Descriptor) bool {
 	return err == nil
 }
 
+// Keeps implements Format.
+func (eStargz) Keeps(ocispecs.Descriptor) string { return "" }
+
 // Check implements Format. A layer with its table of contents in another image is lazy under one name only, and so isn't good enough.
 func (eStargz) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error) {
 	toc := digest.Digest(desc.Annotations[stargz.TOCJSONDigestAnnotation])
 	_, err := estargz.Open(blob, desc.Size, estargz.Options{TOCDigest: toc})
+	return holds(err)
+}
+
+// holds reports what the error of an opening says of the layer.
+func holds(err error) (bool, error) {
 	if mismatch, ok := errors.AsType[*estargz.DigestError](err); ok {
 		return false, fmt.Errorf("its table of contents isn't the one that the manifest promises, so somebody changed one of the two: %w", mismatch)
 	}

@@ -83,7 +83,7 @@ func (b *blobJob) plan(f Format, diffID digest.Digest, os string) error {
 	case os == "windows":
 		b.reason = "it is a layer of Windows"
 	default:
-		b.claimed = f.Claimed(b.desc)
+		b.claimed, b.reason = f.Claimed(b.desc), f.Keeps(b.desc)
 	}
 	return nil
 }

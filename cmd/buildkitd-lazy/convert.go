@@ -12,14 +12,15 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/convert"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
 )
 
 func convertCommand() *cli.Command {
 	flags := append(registryFlags(),
 		platformFlag("convert"),
-		&cli.StringFlag{Name: "compression", Usage: "`FORMAT` of the layers; there is estargz", Value: "estargz"},
-		&cli.StringFlag{Name: "compression-level", Usage: "`LEVEL` of gzip, -2 to 9", DefaultText: "6, and 7 for what doesn't shrink to half"},
+		&cli.StringFlag{Name: "compression", Usage: "`FORMAT` of the layers, estargz or zstdchunked", Value: "estargz"},
+		&cli.StringFlag{Name: "compression-level", Usage: "`LEVEL`, -2 to 9 of estargz, 0 to 22 of zstdchunked", DefaultText: "the format's"},
 		&cli.StringFlag{Name: "estargz-chunk-size", Usage: "`SIZE` of what is fetched and verified at once, such as 1MiB", DefaultText: "4MiB"},
 		&cli.StringFlag{Name: "estargz-min-chunk-size", Usage: "`SIZE` up to which small files share a gzip stream, such as 64k", DefaultText: "64k; 0 lets none do"},
 		&cli.StringSliceFlag{Name: "cache-from", Usage: "`IMAGE` converted before, whose layers need not be converted again; repeatable. That of DST is always looked at"},
@@ -131,17 +132,24 @@ func convertOptions(c *cli.Command) (opt convert.Options, err error) {
 
 // layerFormat is what --compression and its options say.
 func layerFormat(c *cli.Command) (convert.Format, error) {
-	if name := c.String("compression"); name != "estargz" {
-		return nil, fmt.Errorf("--compression=%s: there is no such format of lazy layers; want estargz", name)
+	name := c.String("compression")
+	least, most := -2, 9
+	switch name {
+	case "estargz":
+	case "zstdchunked":
+		least, most = 0, 22
+	default:
+		return nil, fmt.Errorf("--compression=%s: there is no such format of lazy layers; want estargz or zstdchunked", name)
 	}
-	var opt estargz.WriteOptions
+	var level *int
 	if s := c.String("compression-level"); s != "" {
-		level, err := strconv.Atoi(s)
-		if err != nil || level < -2 || level > 9 {
-			return nil, fmt.Errorf("--compression-level=%s: estargz has levels -2 to 9", s)
+		n, err := strconv.Atoi(s)
+		if err != nil || n < least || n > most {
+			return nil, fmt.Errorf("--compression-level=%s: %s has levels %d to %d", s, name, least, most)
 		}
-		opt.Level = &level
+		level = &n
 	}
+	opt := estargz.WriteOptions{Level: level}
 	for _, f := range []struct {
 		name  string
 		least int64
@@ -154,14 +162,17 @@ func layerFormat(c *cli.Command) (convert.Format, error) {
 		if s == "" {
 			continue
 		}
+		if name != "estargz" {
+			return nil, fmt.Errorf("--%s=%s is for --compression=estargz only", f.name, s)
+		}
 		n, err := units.RAMInBytes(s)
 		if err != nil || n < f.least || n > estargz.MaxChunkSize {
 			return nil, fmt.Errorf("--%s=%s: want %d to %d bytes, or a number with a unit as in 64k or 4MiB", f.name, s, f.least, int64(estargz.MaxChunkSize))
 		}
-		*f.to = n
+		*f.to = max(n, 1) // 0 is no default here: each file by itself, which takes one byte at least
 	}
-	if c.IsSet("estargz-min-chunk-size") && opt.MinChunkSize == 0 {
-		opt.MinChunkSize = 1 // one byte is reached by any file
+	if name == "zstdchunked" {
+		return convert.NewZstdChunked(zstdchunked.WriteOptions{Level: level}), nil
 	}
 	return convert.NewEStargz(opt), nil
 }

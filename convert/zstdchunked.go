@@ -1,0 +1,73 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
+)
+
+// NewZstdChunked returns the format zstd:chunked, in Podman's dialect.
+func NewZstdChunked(opt zstdchunked.WriteOptions) Format {
+	if opt.Pool == nil {
+		opt.Pool = frames.NewPool(0)
+	}
+	if opt.ChunkSize == 0 {
+		opt.ChunkSize = frames.DefaultChunkSize
+	}
+	return zstdChunked{opt}
+}
+
+type zstdChunked struct{ opt zstdchunked.WriteOptions }
+
+// zstdChunkedVersion is another one whenever the writer makes something else of the same tar and options.
+const zstdChunkedVersion = 1
+
+// Key implements Format.
+func (z zstdChunked) Key() string {
+	level := 0
+	if z.opt.Level != nil {
+		level = *z.opt.Level
+	}
+	return fmt.Sprintf("zstdchunked/%d level=%d chunk-size=%d", zstdChunkedVersion, level, z.opt.ChunkSize)
+}
+
+// MediaType implements Format.
+func (zstdChunked) MediaType() string { return ocispecs.MediaTypeImageLayerZstd }
+
+// Claimed implements Format.
+func (zstdChunked) Claimed(desc ocispecs.Descriptor) bool {
+	toc, _, err := zstdchunked.Find(desc.Annotations)
+	return err == nil && toc != "" && oci(desc.MediaType) == ocispecs.MediaTypeImageLayerZstd
+}
+
+// Keeps implements Format.
+func (zstdChunked) Keeps(desc ocispecs.Descriptor) string {
+	if oci(desc.MediaType) == ocispecs.MediaTypeImageLayerGzip && (eStargz{}).Claimed(desc) {
+		return "it is lazy already, as eStargz: its tar has a table of contents that would become a file"
+	}
+	return ""
+}
+
+// Check implements Format.
+func (zstdChunked) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error) {
+	toc, at, err := zstdchunked.Find(desc.Annotations)
+	if err != nil {
+		return false, err
+	}
+	_, err = zstdchunked.Open(blob, desc.Size, zstdchunked.Options{TOCDigest: toc, Position: at})
+	return holds(err)
+}
+
+// Write implements Format.
+func (z zstdChunked) Write(ctx context.Context, w io.Writer, tar io.Reader) (Written, error) {
+	made, err := zstdchunked.Write(ctx, w, tar, z.opt)
+	if err != nil {
+		return Written{}, err
+	}
+	return Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Annotations: made.Annotations, Lossy: made.Lossy}, nil
+}
