@@ -52,14 +52,12 @@ func Parse(list []byte) (*List, error) {
 		return nil, fmt.Errorf("a list of files may have %d bytes, this one has %d", MaxSize, len(list))
 	}
 	l := &List{}
-	var err error
 	if isJSON(list) {
-		err = l.json(list)
+		if err := l.json(list); err != nil {
+			return nil, err
+		}
 	} else {
-		err = l.lines(list)
-	}
-	if err != nil {
-		return nil, err
+		l.lines(list)
 	}
 	if len(l.items) == 0 {
 		return nil, errors.New("the list of files is empty")
@@ -96,13 +94,12 @@ func isJSON(list []byte) bool {
 	return false
 }
 
-func (l *List) lines(list []byte) error {
+func (l *List) lines(list []byte) {
 	for line := range bytes.Lines(list) {
 		if line := strings.TrimSpace(string(line)); line != "" && line[0] != '#' {
 			l.add(line, true)
 		}
 	}
-	return nil
 }
 
 func (l *List) json(list []byte) error {

@@ -4,6 +4,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
 const (
@@ -130,9 +132,9 @@ func (p *plan) parts(rest part) ([]part, error) {
 	for _, i := range p.moved {
 		add(&p.entries[i])
 	}
-	name := noPrefetchLandmark
+	name := toc.NoPrefetchLandmark
 	if len(p.moved) > 0 {
-		name = prefetchLandmark
+		name = toc.PrefetchLandmark
 	}
 	b, err := landmark(name, p.record())
 	if err != nil {

@@ -9,15 +9,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
-// The landmarks of eStargz and zstd:chunked are files of one byte, in the root.
+// landmarkContent is what landmarks have, files in the root.
 // https://github.com/containerd/stargz-snapshotter/blob/main/docs/estargz.md
-const (
-	prefetchLandmark   = ".prefetch.landmark"
-	noPrefetchLandmark = ".no.prefetch.landmark"
-	landmarkContent    = "\x0f"
-)
+const landmarkContent = "\x0f"
 
 // A Tar is one that is in order. Whoever reads it must close it.
 type Tar struct {
@@ -163,7 +161,7 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 
 // content reads that of an entry, and reports whether it is a landmark. A file that is only called so is none.
 func content(h *tar.Header, name string, r io.Reader) (landmark bool, err error) {
-	if h.Typeflag == tar.TypeReg && h.Size == int64(len(landmarkContent)) && (name == prefetchLandmark || name == noPrefetchLandmark) {
+	if h.Typeflag == tar.TypeReg && h.Size == int64(len(landmarkContent)) && (name == toc.PrefetchLandmark || name == toc.NoPrefetchLandmark) {
 		b, err := io.ReadAll(r)
 		return string(b) == landmarkContent, err
 	}
