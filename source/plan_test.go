@@ -68,7 +68,7 @@ func TestReasons(t *testing.T) {
 			nowhere, "",
 			"its table of contents can't be found: annotation io.github.containers.zstd-chunked.manifest-position: position \"everywhere\", want OFFSET:SIZE",
 		},
-		"OCI layout":             {lazy("a"), reasonLayout, "its OCI layout is read through the client"},
+		"OCI layout": {lazy("a"), reasonLayout, "its OCI layout is read through the client"},
 	} {
 		p := newPlan("registry.test/image:v1", digest.FromString("manifest"), []ocispecs.Descriptor{c.layer}, nil, c.eager)
 		if got := p.layers[0].eager(); got != c.want {

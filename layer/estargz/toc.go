@@ -12,9 +12,6 @@ import (
 const (
 	// tocName is the TOC's own name in a tar, and in a layer that was converted twice.
 	tocName = toc.Name
-	// The landmarks stand in the root. They are hidden, like the TOC.
-	prefetchLandmark   = toc.PrefetchLandmark
-	noPrefetchLandmark = toc.NoPrefetchLandmark
 
 	// MaxCompressedTOC bounds what is read of a TOC into memory, in bytes.
 	MaxCompressedTOC = toc.MaxCompressed

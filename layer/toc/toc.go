@@ -24,8 +24,9 @@ import (
 const (
 	// Name is that of the table of contents in the tar of an eStargz layer.
 	Name = "stargz.index.json"
-	// The landmarks stand in the root. With [Options.Landmarks] they are hidden, like the table of contents.
-	PrefetchLandmark   = ".prefetch.landmark"
+	// PrefetchLandmark stands in the root, behind what is to be fetched at once. With [Options.Landmarks] it is hidden, like the table of contents.
+	PrefetchLandmark = ".prefetch.landmark"
+	// NoPrefetchLandmark stands in the root of a layer that has nothing to be fetched at once. It is hidden as the other one is.
 	NoPrefetchLandmark = ".no.prefetch.landmark"
 
 	// MaxCompressed bounds what is read of a table of contents into memory, in bytes: twice what [layer.MaxEntries] files take, at 60
