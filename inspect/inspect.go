@@ -248,10 +248,10 @@ func (in *inspection) layer(ctx context.Context, desc ocispecs.Descriptor) (Laye
 	l.TOCDigest, l.TOCSize = toc, c.Size
 	l.Chunks, l.Frames = len(c.Layer.Chunks), len(c.Layer.Frames)
 	l.Entries = entriesOf(c.Layer)
-	switch {
-	case c.Prefetch == estargz.NoLandmark:
+	switch c.Prefetch {
+	case estargz.NoLandmark:
 		l.Landmark = None
-	case c.Prefetch == 0:
+	case 0:
 		l.Landmark = NoPrefetch
 	default:
 		l.Landmark, l.Prefetch = Prefetch, c.Prefetch

@@ -23,6 +23,7 @@ const (
 	attempts = 4                      // of a request that can be made again
 	pause    = 500 * time.Millisecond // before the second one, twice as long before each after that
 	refusals = 3                      // of one request, each with another authorization
+	endIn    = 2 * time.Second        // what an upload that isn't wanted any more has to end
 	cancelIn = 10 * time.Second       // what a registry may take to forget an upload
 )
 
@@ -238,9 +239,13 @@ func (r *registry) Create(ctx context.Context) (Upload, error) {
 	}
 	pr, pw := io.Pipe()
 	u.pipe, u.done = pw, make(chan struct{})
+	// The request has a little time to come to its end when ctx has: a registry may still write what it got of one that was broken off
+	// when it's told to forget it.
+	patch, stop := outlive(ctx)
+	u.stop = stop
 	go func() {
 		defer close(u.done)
-		u.resp, u.err = r.send(ctx, u.host, http.MethodPatch, u.location, http.Header{"Content-Type": {"application/octet-stream"}}, pr)
+		u.resp, u.err = r.send(patch, u.host, http.MethodPatch, u.location, http.Header{"Content-Type": {"application/octet-stream"}}, pr)
 		if u.err == nil && u.resp.StatusCode/100 != 2 {
 			u.err = r.failed(u.resp, explain(u.resp), doingUpload)
 		}
@@ -258,7 +263,10 @@ func (r *registry) begin(ctx context.Context) (*upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := r.again(ctx, http.MethodPost, "blobs/uploads/", nil, "", nil)
+	// Who breaks this off doesn't learn which upload the registry has begun.
+	post, stop := outlive(ctx)
+	defer stop(nil)
+	resp, err := r.again(post, http.MethodPost, "blobs/uploads/", nil, "", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +274,19 @@ func (r *registry) begin(ctx context.Context) (*upload, error) {
 	if resp.StatusCode != http.StatusAccepted {
 		return nil, r.failed(resp, explain(resp), "begin an upload")
 	}
-	return r.begun(ctx, host, resp)
+	u, err := r.begun(ctx, host, resp)
+	if err == nil && ctx.Err() != nil {
+		u.forget()
+		return nil, context.Cause(ctx)
+	}
+	return u, err
+}
+
+// outlive returns a context that ends a little later than another one.
+func outlive(ctx context.Context) (context.Context, context.CancelCauseFunc) {
+	longer, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(endIn, func() { stop(context.Cause(ctx)) }) })
+	return longer, stop
 }
 
 func (r *registry) begun(ctx context.Context, host docker.RegistryHost, resp *http.Response) (*upload, error) {
@@ -280,12 +300,13 @@ func (r *registry) begun(ctx context.Context, host docker.RegistryHost, resp *ht
 // https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-a-blob-in-chunks
 type upload struct {
 	of       *registry
-	ctx      context.Context //nolint:containedctx // of the PATCH, which all writes go to
+	ctx      context.Context //nolint:containedctx // an io.Writer has no other way to get one
 	host     docker.RegistryHost
 	location *url.URL
 
 	pipe  *io.PipeWriter
-	done  chan struct{} // closed when the PATCH has ended, with resp or err
+	stop  context.CancelCauseFunc // of the PATCH
+	done  chan struct{}           // closed when the PATCH has ended, with resp or err
 	resp  *http.Response
 	err   error
 	ended bool
@@ -303,6 +324,9 @@ func (u *upload) follow(resp *http.Response) error {
 
 // Write implements io.Writer.
 func (u *upload) Write(p []byte) (int, error) {
+	if err := context.Cause(u.ctx); err != nil {
+		return 0, err
+	}
 	n, err := u.pipe.Write(p)
 	if err != nil && !u.ended {
 		// A registry that answers early has closed the pipe before its answer is known.
@@ -349,8 +373,10 @@ func (u *upload) Cancel() {
 	}
 	u.ended = true
 	if u.pipe != nil {
-		u.pipe.CloseWithError(errors.New("the upload is cancelled"))
+		u.pipe.Close()
+		hurry := time.AfterFunc(endIn, func() { u.stop(errUpload) })
 		<-u.done
+		hurry.Stop()
 		if u.resp != nil {
 			drain(u.resp)
 			_ = u.follow(u.resp)

@@ -16,8 +16,7 @@ type exitStatuser interface {
 }
 
 func exitStatus(err error) int {
-	var s exitStatuser
-	if errors.As(err, &s) {
+	if s, ok := errors.AsType[exitStatuser](err); ok {
 		return s.ExitStatus()
 	}
 	return 1
