@@ -31,6 +31,7 @@ var writers = []writer{
 	{"stock-estargz", daemon.StockOverlay, "estargz"},
 	{"stock-gzip", daemon.StockOverlay, "gzip"},
 	{"stock-zstd", daemon.StockOverlay, "zstd"},
+	{"ours-zstdchunked", daemon.Ours, "zstdchunked"},
 }
 
 // exportDockerfile makes layers of its own of what is in a base image.

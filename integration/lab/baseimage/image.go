@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -33,6 +34,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/storage/pkg/chunked/compressor"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
@@ -46,9 +48,13 @@ const (
 	EStargz Format = "estargz"
 	Gzip    Format = "gzip"
 	Zstd    Format = "zstd"
+
+	// ZstdChunked is zstd:chunked as Podman writes it, StargzChunked as stargz-snapshotter does.
+	ZstdChunked   Format = "zstd-chunked"
+	StargzChunked Format = "stargz-chunked"
 )
 
-// Formats are all of them.
+// Formats are those that contestants of a benchmark pull.
 var Formats = []Format{EStargz, Gzip, Zstd}
 
 // A Layer is an uncompressed layer.
@@ -164,6 +170,8 @@ type meta struct {
 	Bytes     int64   `json:"size"`
 	Unpacked  int64   `json:"uncompressed"`
 	TOCDigest string  `json:"toc,omitempty"`
+	// Chunked are the annotations of zstd:chunked.
+	Chunked map[string]string `json:"chunked,omitempty"`
 }
 
 var _ v1.Layer = (*blob)(nil)
@@ -176,7 +184,8 @@ func (b *blob) Compressed() (io.ReadCloser, error)   { return os.Open(b.path) }
 func (b *blob) Uncompressed() (io.ReadCloser, error) { return decompress(b.path, b.Format) }
 
 func (b *blob) mediaType() types.MediaType {
-	if b.Format == Zstd {
+	switch b.Format {
+	case Zstd, ZstdChunked, StargzChunked:
 		return types.OCILayerZStd
 	}
 	return types.OCILayer
@@ -184,7 +193,7 @@ func (b *blob) mediaType() types.MediaType {
 
 func (b *blob) annotations() map[string]string {
 	if b.Format != EStargz {
-		return nil
+		return b.Chunked
 	}
 	return map[string]string{
 		estargz.TOCJSONDigestAnnotation:         b.TOCDigest,
@@ -198,7 +207,7 @@ func decompress(path string, f Format) (io.ReadCloser, error) {
 		return nil, err
 	}
 	var r io.Reader
-	if f == Zstd {
+	if f == Zstd || f == ZstdChunked || f == StargzChunked {
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(file); err == nil {
 			r = d.IOReadCloser()
@@ -243,9 +252,12 @@ func compress(ctx context.Context, tarPath string, f Format) (*blob, error) {
 	blobDigest := digest.Canonical.Digester()
 	w := io.MultiWriter(tmp, blobDigest.Hash())
 	b.meta = meta{Format: f}
-	if f == EStargz {
+	switch f {
+	case EStargz:
 		err = b.writeEStargz(ctx, in, w)
-	} else {
+	case StargzChunked:
+		err = b.writeStargzChunked(in, w)
+	default:
 		err = b.writePlain(in, w)
 	}
 	if err != nil {
@@ -297,9 +309,13 @@ func (b *blob) writeEStargz(ctx context.Context, in *os.File, w io.Writer) error
 func (b *blob) writePlain(in io.Reader, w io.Writer) error {
 	var cw io.WriteCloser
 	var err error
-	if b.Format == Zstd {
+	switch b.Format {
+	case Zstd:
 		cw, err = zstd.NewWriter(w)
-	} else {
+	case ZstdChunked:
+		b.Chunked = map[string]string{}
+		cw, err = compressor.ZstdCompressor(w, b.Chunked, nil)
+	default:
 		cw, err = gzip.NewWriterLevel(w, gzip.DefaultCompression)
 	}
 	if err != nil {
@@ -310,6 +326,25 @@ func (b *blob) writePlain(in io.Reader, w io.Writer) error {
 		return err
 	}
 	if err := cw.Close(); err != nil {
+		return err
+	}
+	b.Diff, err = v1.NewHash(diff.Digest().String())
+	return err
+}
+
+func (b *blob) writeStargzChunked(in io.Reader, w io.Writer) error {
+	diff := digest.Canonical.Digester()
+	b.Chunked = map[string]string{}
+	sw := estargz.NewWriterWithCompressor(w, &zstdchunked.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: b.Chunked})
+	if err := sw.AppendTarLossLess(io.TeeReader(in, diff.Hash())); err != nil {
+		return err
+	}
+	toc, err := sw.Close()
+	if err != nil {
+		return err
+	}
+	b.Chunked[estargz.TOCJSONDigestAnnotation] = toc.String()
+	if _, err := io.Copy(diff.Hash(), in); err != nil { // what is behind the end of the tar
 		return err
 	}
 	b.Diff, err = v1.NewHash(diff.Digest().String())
