@@ -86,11 +86,15 @@ func (t document) follow() {
 	left := int64(maxText)
 	v := t.f.view()
 	distances := map[place]int{}
+	helpers := map[place]bool{}
 	seen := map[string]bool{}
 	for _, part := range parts {
 		p := make([]byte, min(part.n, left))
 		left -= int64(len(p))
 		t.f.readPresent(r, p, in.Data+part.off)
+		if t.kind == programs {
+			t.helpers(v, p, func(file place) { helpers[file] = true })
+		}
 		words(p, func(w []byte) {
 			if seen[string(w)] {
 				return
@@ -103,10 +107,15 @@ func (t document) follow() {
 				files, distance = v.mentioned(t, word[:len(word)-1])
 			}
 			for _, file := range files {
-				distances[file] = distance
+				if t.kind == programs && file.isHelper() {
+					helpers[file] = true
+				} else {
+					distances[file] = distance
+				}
 			}
 		})
 	}
+	t.f.run(helpers)
 	if len(distances) == 0 || len(distances) > maxMentioned {
 		return
 	}

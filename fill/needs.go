@@ -177,11 +177,12 @@ func (f *Filler) learn(frame int) {
 		f.wg.Go(func() { f.fetchAll(names) })
 	}
 	isAsked, isModule := f.touched.has(frame), f.modules.has(frame)
-	if (isAsked || isModule && f.named.has(frame)) && !f.read.has(frame) && f.present(frame) {
+	isStarted := f.started.has(frame)
+	if (isAsked || isStarted || isModule && f.named.has(frame)) && !f.read.has(frame) && f.present(frame) {
 		f.read.set(frame)
 		if file, k := f.fileAround(frame); k >= 0 && file.first == frame {
 			f.wg.Go(func() {
-				if isModule && f.importsOf(file) || !isAsked {
+				if isModule && f.importsOf(file) || !isAsked && !isStarted {
 					return
 				}
 				if t, ok := f.documentOf(file); ok {
@@ -235,7 +236,7 @@ func (f *Filler) Expect(files [][]string) {
 			for _, name := range paths {
 				if file, ok := v.find(name); ok {
 					s.mu.Lock()
-					file.need()
+					file.start(linked)
 					s.dispatch()
 					s.mu.Unlock()
 					break

@@ -1,0 +1,135 @@
+package fill
+
+import (
+	"bytes"
+	"cmp"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+)
+
+// A program that runs others names them: a compiler's driver the passes, which are in a directory of its own, and the assembler beside it. They
+// run one after the other, each when the one before is done, so they are asked for, with what they need, when the driver is there. Which
+// of them will run isn't said, so those that are large aren't fetched, and the others have an account of their own (runs, in afford).
+
+const (
+	// largeHelper is the number of compressed bytes from which a program isn't fetched because another one runs it.
+	largeHelper = 512 << 10
+	// ownDir is how many names a path has at least for being a program's own directory, and helperDepth how far below that
+	// are the programs that it runs: /usr/lib/PACKAGE, and there TARGET/VERSION.
+	ownDir, helperDepth = 3, 2
+)
+
+// isHelper reports whether a file is a program that may be fetched because another one runs it.
+func (p place) isHelper() bool {
+	in := p.f.layer.Inode(p.inode)
+	first, end := p.f.framesOf(&in)
+	frames := p.f.layer.Frames
+	name, _ := p.f.layer.Path(p.inode)
+	return in.Mode&0o111 != 0 && !strings.Contains(path.Base(name), ".so") && frames[end-1].End()-frames[first].Offset <= largeHelper
+}
+
+// helpers calls found for the programs that a program runs, by a part of it that is only read.
+func (t document) helpers(v view, p []byte, found func(place)) {
+	var own []string
+	for s := range bytes.SplitSeq(p, []byte{0}) {
+		name := strings.Trim(string(s[:min(len(s), longWord)]), "/")
+		if len(s) > 0 && s[0] == '/' && strings.Count(name, "/") >= ownDir-1 {
+			if f, inode := v.lookup(name); f != nil {
+				if in := f.layer.Inode(inode); in.IsDir() {
+					own = append(own, name)
+				}
+			}
+		}
+	}
+	if len(own) == 0 {
+		return
+	}
+	seen := map[string]bool{}
+	commands(p, func(w []byte) {
+		if seen[string(w)] {
+			return
+		}
+		name := string(w)
+		seen[name] = true
+		for _, dir := range own {
+			v.below(dir, name, found)
+		}
+		// The tools of a target are called after it, as the driver is, whatever they're called by.
+		family, _, _ := strings.Cut(t.name, "-")
+		if file, ok := v.find(t.dir + "/" + name); ok && family != t.name {
+			full, _ := file.f.layer.Path(file.inode)
+			if strings.HasPrefix(path.Base(full), family+"-") && file.isHelper() {
+				found(file)
+			}
+		}
+	})
+}
+
+// below calls found for the programs of a name that are in a directory, or not far below it.
+func (v view) below(top, name string, found func(place)) {
+	for _, f := range v {
+		f.names.each(stemOf(name), func(dir uint32, e layer.Entry) {
+			at := f.pathOf(dir)
+			if e.Name != name || at != top && !strings.HasPrefix(at, top+"/") || steps(top, at) > helperDepth {
+				return
+			}
+			if file, ok := v.find(at + "/" + name); ok && file.isHelper() {
+				found(file)
+			}
+		})
+	}
+}
+
+// commands calls command for what strings or lines in p begin with, if it may be the name of a program. What it's called with is p's.
+func commands(p []byte, command func(w []byte)) {
+	start := true // of a string or line, but for blanks
+	for i := 0; i < len(p); i++ {
+		switch c := p[i]; {
+		case c == 0 || c == '\n':
+			start = true
+		case c == ' ' || c == '\t':
+		case start && inWords[c] && c != '-':
+			k := i
+			for k < len(p) && inWords[p[k]] {
+				k++
+			}
+			w := p[i:k]
+			if n := len(w); n >= shortWord && n <= longWord && k < len(p) && (p[k] == 0 || p[k] == ' ') && !bytes.ContainsRune(w, '/') {
+				command(w)
+			}
+			start, i = false, k-1
+		default:
+			start = false
+		}
+	}
+}
+
+// run asks for programs that another one runs, and for what they need.
+func (f *Filler) run(helpers map[place]bool) {
+	if len(helpers) == 0 || len(helpers) > maxMentioned {
+		return
+	}
+	files := slices.SortedFunc(maps.Keys(helpers), func(a, b place) int { return cmp.Compare(a.inode, b.inode) })
+	s := f.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, file := range files {
+		if !file.f.closed {
+			file.start(runs)
+		}
+	}
+	s.dispatch()
+}
+
+// start asks for a program that is expected to be run, and looks through it as soon as it's there.
+func (p place) start(why evidence) {
+	in := p.f.layer.Inode(p.inode)
+	if first, end := p.f.framesOf(&in); end == first+1 { // of a larger one, what it mentions may not be in what comes first
+		p.f.started.set(first)
+	}
+	p.f.need(p.inode, p.head(), ahead, why)
+}
