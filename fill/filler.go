@@ -95,7 +95,7 @@ type Filler struct {
 	names    names  // of all entries
 	read     bitmap // first frames of files that were looked through for what they mention
 	named    bitmap // frames that something needs which was read
-	started  bitmap // first frames of programs that are expected to be run, and are in one frame
+	started  bitmap // first frames of files that are looked through when they're there, before they're read
 
 	// Guarded by Scheduler.mu.
 	closed      bool

@@ -13,7 +13,8 @@ import (
 // Files say which ones are read after them also where it isn't what a loader goes by: a header includes others, a module imports
 // others, a program holds the names of its data. So what is read is looked through for words that are names of files close by, and those are
 // fetched while the reader is busy with what it has. A word may mean something else, so this is a guess, with an account of its own
-// (mentioned, in afford), and what was fetched for it isn't looked through until it's read: it doesn't go on by itself.
+// (mentioned, in afford), and what was fetched for it isn't looked through until it's read: it doesn't go on by itself, but for
+// what is included by statements and programs that others run (includes.go, runs.go).
 
 const (
 	// maxText is how much of a file is looked through, in bytes.
@@ -86,7 +87,7 @@ func (t document) follow() {
 	left := int64(maxText)
 	v := t.f.view()
 	distances := map[place]int{}
-	helpers := map[place]bool{}
+	helpers, included := map[place]bool{}, map[place]bool{}
 	seen := map[string]bool{}
 	for _, part := range parts {
 		p := make([]byte, min(part.n, left))
@@ -94,6 +95,11 @@ func (t document) follow() {
 		t.f.readPresent(r, p, in.Data+part.off)
 		if t.kind == programs {
 			t.helpers(v, p, func(file place) { helpers[file] = true })
+		}
+		if t.kind == includes {
+			for _, file := range t.includedBy(v, p) {
+				included[file], distances[file] = true, 0
+			}
 		}
 		words(p, func(w []byte) {
 			if seen[string(w)] {
@@ -107,9 +113,10 @@ func (t document) follow() {
 				files, distance = v.mentioned(t, word[:len(word)-1])
 			}
 			for _, file := range files {
-				if t.kind == programs && file.isHelper() {
+				switch {
+				case t.kind == programs && file.isHelper():
 					helpers[file] = true
-				} else {
+				case !included[file]:
 					distances[file] = distance
 				}
 			}
@@ -137,6 +144,10 @@ func (t document) follow() {
 		}
 		if got := file.f.want(first, end, mentioned, anySize); got > first && file.f.binary.has(first) {
 			file.f.named.set(first) // so that a library brings what it needs
+		}
+		if included[file] {
+			file.f.started.set(first)
+			file.f.learn(first)
 		}
 	}
 	s.dispatch()
