@@ -26,11 +26,13 @@
 // somebody reads an image from one end to the other, its layers are swept ahead of that, by as much as was read so and as the sweep was right (stream.go).
 //
 // What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
-// for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go). Who runs a command can
-// say which before it begins: [Filler.Expect]. So do Python modules with those that they import: python.go, pyc.go.
+// for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go), and so are the programs that a
+// driver runs (runs.go). Who runs a command can say which before it begins: [Filler.Expect]. So do Python modules with those that
+// they import: python.go, pyc.go.
 //
 // Less certain is what a file mentions: a header the others that it includes, a module those that it imports, a program the names of
-// its data. Words of what was read that are names of files close by are taken for those (mentions.go, names.go).
+// its data. Words of what was read that are names of files close by are taken for those (mentions.go, names.go); what headers include
+// is followed from one to the next (includes.go).
 //
 // Content steers only what is fetched, and no further than guesses do: it has been verified, and is trusted no more for it.
 //

@@ -96,6 +96,7 @@ type Filler struct {
 	read     bitmap // first frames of files that were looked through for what they mention
 	named    bitmap // frames that something needs which was read
 	started  bitmap // first frames of files that are looked through when they're there, before they're read
+	driven   bitmap // first frames of programs that others run
 
 	// Guarded by Scheduler.mu.
 	closed      bool
@@ -131,7 +132,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	f := &Filler{
 		s: s, layer: l, from: from, sink: to, opt: opt,
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
-		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
+		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
 		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{},
 	}

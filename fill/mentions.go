@@ -84,6 +84,8 @@ func (t document) follow() {
 		p, _ := parseELF(io.NewSectionReader(r, in.Data, in.Size), in.Size)
 		parts = p.constant
 	}
+	first, _ := t.f.framesOf(&in)
+	isDriven := t.kind == programs && t.f.driven.has(first)
 	left := int64(maxText)
 	v := t.f.view()
 	distances := map[place]int{}
@@ -114,7 +116,7 @@ func (t document) follow() {
 			}
 			for _, file := range files {
 				switch {
-				case t.kind == programs && file.isHelper():
+				case isDriven && file.isHelper():
 					helpers[file] = true
 				case !included[file]:
 					distances[file] = distance

@@ -119,6 +119,9 @@ func (f *Filler) run(helpers map[place]bool) {
 	defer s.mu.Unlock()
 	for _, file := range files {
 		if !file.f.closed {
+			in := file.f.layer.Inode(file.inode)
+			first, _ := file.f.framesOf(&in)
+			file.f.driven.set(first)
 			file.start(runs)
 		}
 	}

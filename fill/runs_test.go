@@ -18,12 +18,13 @@ func programWith(name string, size int, strs []string, needed ...string) entry {
 func TestWhatAProgramRunsIsFetchedWithIt(t *testing.T) {
 	im := treeOf(t, apart(
 		entry{name: "usr/bin/cc", target: "x86-cc-1"}, entry{name: "usr/bin/as", target: "x86-as"}, entry{name: "usr/bin/size", target: "x86-size"},
-		programWith("usr/bin/x86-cc-1", 60_000, []string{"/usr/lib/cc/", "/usr/lib", "collect", "%{!S:\n\t as %(asm)}", "print the size", "big", "more", "none", "deep", "notes"}),
+		programWith("usr/bin/x86-cc-1", 60_000, []string{"/usr/lib/cc/", "/usr/lib", "collect", "%{!S:\n\t as %(asm)}", "print the size", "big", "more", "none", "deep", "ld.y"}),
 		programWith("usr/bin/x86-as", 60_000, nil, "libbfd.so"), programWith("usr/bin/x86-size", 60_000, nil),
 		programWith("usr/bin/more", 60_000, nil), // of another family
 		programWith("usr/lib/cc/x86/1/collect", 60_000, []string{"ld.x"}, "libc.so"),
 		programWith("usr/lib/cc/x86/1/big", 2*largeHelper, nil), programWith("usr/lib/cc/x86/1/2/deep", 60_000, nil),
-		programWith("usr/lib/other/none", 60_000, nil), programWith("usr/bin/ld.x", 60_000, nil, "libld.so"),
+		programWith("usr/lib/other/none", 60_000, nil), programWith("usr/bin/ld.x", 400_000, nil, "libld.so"),
+		programWith("usr/bin/ld.y", 400_000, nil), // which the driver may only mention
 		entry{name: "usr/lib/libbfd.so", content: elfOf(50_000, "", "")}, entry{name: "usr/lib/libc.so", content: elfOf(50_000, "", "")},
 		entry{name: "usr/lib/libld.so", content: elfOf(50_000, "", "")},
 	)...)
@@ -36,6 +37,17 @@ func TestWhatAProgramRunsIsFetchedWithIt(t *testing.T) {
 		} {
 			if l.has(t, name) != want {
 				t.Errorf("%s was fetched: %t, want %t", name, !want, want)
+			}
+		}
+		l.s.mu.Lock()
+		defer l.s.mu.Unlock()
+		for name, want := range map[string]evidence{"usr/bin/ld.x": runs, "usr/bin/ld.y": mentioned} {
+			i, err := im.Lookup(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := l.guesses[im.Chunks[im.Inodes[i].FirstChunk].Frame]; got != want {
+				t.Errorf("%s was fetched for %d, want %d", name, got, want)
 			}
 		}
 	}
