@@ -178,11 +178,12 @@ func (f *Filler) learn(frame int) {
 	}
 	isAsked, isModule := f.touched.has(frame), f.modules.has(frame)
 	isStarted := f.started.has(frame)
+	all := f.s.reader != nil // who reads an image from one end to the other doesn't go by what files mention
 	if (isAsked || isStarted || isModule && f.named.has(frame)) && !f.read.has(frame) && f.present(frame) {
 		f.read.set(frame)
 		if file, k := f.fileAround(frame); k >= 0 && file.first == frame {
 			f.wg.Go(func() {
-				if isModule && f.importsOf(file) || !isAsked && !isStarted {
+				if isModule && f.importsOf(file) || !isAsked && !isStarted || all {
 					return
 				}
 				if t, ok := f.documentOf(file); ok {

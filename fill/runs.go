@@ -55,30 +55,32 @@ func (t document) helpers(v view, p []byte, found func(place)) {
 		}
 		name := string(w)
 		seen[name] = true
-		for _, dir := range own {
-			v.below(dir, name, found)
-		}
-		// The tools of a target are called after it, as the driver is, whatever they're called by.
-		family, _, _ := strings.Cut(t.name, "-")
-		if file, ok := v.find(t.dir + "/" + name); ok && family != t.name {
-			full, _ := file.f.layer.Path(file.inode)
-			if strings.HasPrefix(path.Base(full), family+"-") && file.isHelper() {
+		v.programs(name, func(at string, file place) {
+			if slices.ContainsFunc(own, func(top string) bool {
+				return (at == top || strings.HasPrefix(at, top+"/")) && steps(top, at) <= helperDepth
+			}) {
 				found(file)
 			}
-		}
+			// The tools of a target are called after it, as the driver is, whatever they're called by.
+			if family, _, ok := strings.Cut(t.name, "-"); ok && at == t.dir {
+				if full, _ := file.f.layer.Path(file.inode); strings.HasPrefix(path.Base(full), family+"-") {
+					found(file)
+				}
+			}
+		})
 	})
 }
 
-// below calls found for the programs of a name that are in a directory, or not far below it.
-func (v view) below(top, name string, found func(place)) {
+// programs calls found for the programs of a name, which may be fetched because others run them, and the directories that they're in.
+func (v view) programs(name string, found func(dir string, file place)) {
 	for _, f := range v {
 		f.names.each(stemOf(name), func(dir uint32, e layer.Entry) {
-			at := f.pathOf(dir)
-			if e.Name != name || at != top && !strings.HasPrefix(at, top+"/") || steps(top, at) > helperDepth {
+			if e.Name != name {
 				return
 			}
+			at := f.pathOf(dir)
 			if file, ok := v.find(at + "/" + name); ok && file.isHelper() {
-				found(file)
+				found(at, file)
 			}
 		})
 	}

@@ -59,6 +59,22 @@ func TestWhatAProgramRunsIsFetchedWithIt(t *testing.T) {
 			check(t, l[0])
 		})
 	})
+	t.Run("not while all is read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, l := labs(t, im)
+			defer s.Close()
+			s.mu.Lock()
+			s.reader = l[0].Filler
+			s.mu.Unlock()
+			l[0].readHead(t, "usr/bin/x86-cc-1")
+			time.Sleep(2 * time.Second)
+			for _, name := range []string{"usr/bin/x86-as", "usr/lib/cc/x86/1/collect"} {
+				if l[0].has(t, name) {
+					t.Errorf("%s was fetched", name)
+				}
+			}
+		})
+	})
 	t.Run("when it is expected", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, l := labs(t, im)
