@@ -13,7 +13,7 @@ import (
 // maxStrays is how many frames may be touched out of order until nobody is thought to read an image from one end to the other.
 const maxStrays = 64
 
-// firstSweep is how many bytes are swept, if the link doesn't carry more in a few round trips, before any of them have been read. From then on
+// firstSweep is how many bytes are swept, if the link doesn't carry more in two round trips, before any of them have been read. From then on
 // as many as have been are expected to be, besides.
 const firstSweep = 2 << 20
 
@@ -65,7 +65,7 @@ func (s *Scheduler) sweepImage() bool {
 	image := s.reader.image()
 	var room, used, size int64
 	streamed := 0
-	trust := max(4*s.est.bdp(), firstSweep)
+	trust := max(2*s.est.bdp(), firstSweep)
 	for _, f := range image {
 		room += f.streamed - f.guessed[swept] // as much again
 		trust += f.right[swept] - f.guessed[swept]
@@ -81,7 +81,8 @@ func (s *Scheduler) sweepImage() bool {
 		// Many files that are small don't make a request each.
 		for batch := s.batch(); room >= batch && (f.used > 0 || all) && !s.pausing(f); {
 			i := f.nextMissing()
-			if i < 0 {
+			// One that is large waits until as much may be swept, or somebody asks for it.
+			if i < 0 || !all && room < f.layer.Frames[i].Size {
 				break
 			}
 			if !s.space(ahead, f.layer.Frames[i].Size) {

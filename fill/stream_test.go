@@ -171,3 +171,20 @@ func TestWhoReadsDirectoriesInNoOrderIsNotSweptFor(t *testing.T) {
 		}
 	})
 }
+
+// A large file in the way of who has read little isn't swept in vain.
+func TestLargeFileIsNotSweptBeforeMuchWasRead(t *testing.T) {
+	const before, read = 150, 120
+	im := imageOf(t, 4<<20, append(append(many(before, 10_000), 3_000_000), many(300, 10_000)...)...)
+	synctest.Test(t, func(t *testing.T) {
+		b := stack(t, dsl(), SchedulerOptions{}, im)[0]
+		defer b.s.Close()
+		for i := range read {
+			b.readFile(t, i)
+		}
+		time.Sleep(10 * time.Second)
+		if b.sink.Have(before) {
+			t.Error("a large file was swept")
+		}
+	})
+}
