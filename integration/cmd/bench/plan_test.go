@@ -83,7 +83,7 @@ func TestBadFlags(t *testing.T) {
 // TestWriters are those that are asked for, in that order: the others are compared with the first.
 func TestWriters(t *testing.T) {
 	for args, want := range map[string]string{
-		"-export": "ours-estargz stock-estargz stock-gzip stock-zstd",
+		"-export": "ours-estargz stock-estargz stock-gzip stock-zstd ours-zstdchunked",
 		"-export -writer stock-zstd,ours-estargz": "stock-zstd ours-estargz",
 	} {
 		p, err := parse(strings.Fields(args))
