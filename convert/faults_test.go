@@ -1,0 +1,214 @@
+package convert
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
+)
+
+// What can't be converted is an error that names layer and image; nothing is named, no upload is left, and no byte of a layer read in vain.
+func TestBadInput(t *testing.T) {
+	good := plain(t, "good")
+	tarred := func(name string) piece {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg}), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return piece{tar: b.Bytes(), blob: gzipped(t, b.Bytes()), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	}
+	cut := func(n int) piece {
+		return piece{tar: good.tar[:n], blob: gzipped(t, good.tar[:n]), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	}
+	truncated := piece{tar: good.tar, blob: good.blob[:len(good.blob)/2], mediaType: ocispecs.MediaTypeImageLayerGzip}
+	otherDiff := good
+	otherDiff.tar = []byte("another")
+	for name, tt := range map[string]struct {
+		piece piece
+		fault func(reg *repositorytest.Registry)
+		want  []string
+	}{
+		"reserved name":   {piece: tarred("stargz.index.json"), want: []string{`"stargz.index.json"`}},
+		"tar ends early":  {piece: cut(1000), want: []string{"unexpected EOF"}},
+		"gzip ends early": {piece: truncated, want: []string{"unexpected EOF"}},
+		"no tar":          {piece: piece{tar: []byte("x"), blob: []byte(strings.Repeat("no tar", 500)), mediaType: ocispecs.MediaTypeImageLayer}, want: []string{"tar"}},
+		"wrong DiffID":    {piece: otherDiff, want: []string{"the source is broken"}},
+		"blob is gone":    {piece: good, fault: func(reg *repositorytest.Registry) { reg.DeleteBlob("src", digest.FromBytes(good.blob)) }, want: []string{"404"}},
+		"no right to push": {piece: good, fault: func(reg *repositorytest.Registry) {
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, "/v2/dst/") {
+					w.WriteHeader(http.StatusForbidden)
+					return true
+				}
+				if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(good.blob).String()) {
+					t.Error("a layer was read that nobody may write")
+				}
+				return false
+			}
+		}, want: []string{"dst:1", "403 Forbidden", "docker login"}},
+		"manifest refused": {piece: good, fault: func(reg *repositorytest.Registry) {
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method == http.MethodPut && strings.HasPrefix(r.URL.Path, "/v2/dst/manifests/") {
+					w.WriteHeader(http.StatusUnprocessableEntity)
+					return true
+				}
+				return false
+			}
+		}, want: []string{"push manifest", "422"}},
+		"other bytes": {piece: good, fault: func(reg *repositorytest.Registry) {
+			other := plain(t, "evil").blob
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.FromBytes(good.blob).String()) {
+					return false
+				}
+				_, _ = w.Write(append(other, make([]byte, len(good.blob))...)[:len(good.blob)])
+				return true
+			}
+		}, want: []string{"layer " + digest.FromBytes(good.blob).String()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg := repositorytest.New(t)
+			put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, tt.piece)
+			if tt.fault != nil {
+				tt.fault(reg)
+			}
+			_, err := Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
+			for _, want := range tt.want {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("error %v, want %q in it", err, want)
+				}
+			}
+			if _, m := reg.Manifest("dst", "1"); m != nil {
+				t.Error("the destination is named")
+			}
+			if n := reg.Uploads(); n != 0 {
+				t.Errorf("%d uploads are left", n)
+			}
+		})
+	}
+}
+
+func TestRefused(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, plain(t, "one"))
+	reg.PutManifest("src", "old", "application/vnd.docker.distribution.manifest.v1+prettyjws", []byte(`{"schemaVersion":1}`))
+	reg.PutManifest("src", "chart", ocispecs.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":%q,"size":2},"layers":[]}`, reg.PutBlob("src", []byte("{}"))))
+	for from, want := range map[string]string{
+		"src:1 src:1":     "is both source and destination",
+		"src:gone dst:1":  "src:gone: not found",
+		"src:chart dst:1": "is no container image",
+		"src:old dst:1":   "schema 1",
+		"src:1 dst@" + digest.FromString("x").String(): "name the destination by a tag",
+	} {
+		src, dst, _ := strings.Cut(from, " ")
+		_, err := Convert(t.Context(), repo(t, reg, src), repo(t, reg, dst), options())
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q in it", from, err, want)
+		}
+	}
+}
+
+// A conversion that was broken off goes on where it was: what is complete isn't read again.
+func TestInterrupted(t *testing.T) {
+	reg := repositorytest.New(t)
+	one, two := plain(t, "one"), plain(t, "two")
+	put(t, reg, "1", "linux/amd64", dockerManifest, one, two)
+	src, dst, dir := repo(t, reg, "src:1"), repo(t, reg, "dst:1"), t.TempDir()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("stopped")
+	reg.Fault = func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, digest.FromBytes(two.blob).String()) {
+			cancel(stopped)
+			<-r.Context().Done()
+			return true
+		}
+		return false
+	}
+	opt := options()
+	opt.State, opt.Jobs = state(t, dir), 1
+	if _, err := Convert(ctx, src, dst, opt); !errors.Is(err, stopped) {
+		t.Errorf("error %v, want %v", err, stopped)
+	}
+	if _, m := reg.Manifest("dst", "1"); m != nil || reg.Uploads() != 0 {
+		t.Errorf("%d uploads are left, and the manifest %s", reg.Uploads(), m)
+	}
+	reg.Fault = nil
+	reg.Reset()
+	opt = options()
+	opt.State = state(t, dir)
+	if got := actions(must(t, src, dst, opt)); !slices.Equal(got, []Action{Reused, Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+	for _, r := range reg.Requests() {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.Path, digest.FromBytes(one.blob).String()) {
+			t.Error("the first layer was read again")
+		}
+	}
+	wantLazy(t, dst)
+}
+
+// An upload that breaks off is made again.
+func TestUploadBreaksOff(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	var n atomic.Int32
+	reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPatch || n.Add(1) > 2 {
+			return false
+		}
+		_, _ = io.CopyN(io.Discard, r.Body, 100<<10)
+		if n.Load() == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	dst := repo(t, reg, "dst:1")
+	must(t, repo(t, reg, "src:1"), dst, options())
+	wantLazy(t, dst)
+	if reg.Uploads() != 0 {
+		t.Errorf("%d uploads are left", reg.Uploads())
+	}
+}
+
+// What a state directory says is not believed if it can't be true.
+func TestBadState(t *testing.T) {
+	reg := repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	dir := t.TempDir()
+	opt := options()
+	opt.State = state(t, dir)
+	must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, content := range []string{"", "{}", `{"from":"x"}`, "null"} {
+		if err := os.WriteFile(dir+"/"+files[0].Name(), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dst := repo(t, reg, "dst:2")
+		must(t, repo(t, reg, "src:1"), dst, opt)
+		wantLazy(t, dst)
+	}
+	// The blob is gone from where it was.
+	reg2 := repositorytest.New(t)
+	put(t, reg2, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	if got := actions(must(t, repo(t, reg2, "src:1"), repo(t, reg2, "dst:1"), opt)); !slices.Equal(got, []Action{Converted}) {
+		t.Errorf("layers were %v", got)
+	}
+}
