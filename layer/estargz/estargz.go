@@ -71,7 +71,7 @@ const NoLandmark = toc.NoLandmark
 func Open(r io.ReaderAt, size int64, opt Options) (*Blob, error) {
 	tail := make([]byte, tailSize(size, opt))
 	tailStart := size - int64(len(tail))
-	if err := readFull(r, tail, tailStart); err != nil {
+	if err := toc.ReadFull(r, tail, tailStart); err != nil {
 		return nil, fmt.Errorf("read the last %d bytes of the blob: %w", len(tail), err)
 	}
 	foot, err := parseFooter(tail, size)
@@ -84,20 +84,20 @@ func Open(r io.ReaderAt, size int64, opt Options) (*Blob, error) {
 		}
 		return Parse(opt.ExternalTOC, foot.start, opt)
 	}
-	toc := tail[:len(tail)-foot.size]
+	seen := tail[:len(tail)-foot.size]
 	if foot.toc >= tailStart {
-		return Parse(toc[foot.toc-tailStart:], foot.toc, opt)
+		return Parse(seen[foot.toc-tailStart:], foot.toc, opt)
 	}
 	tocSize := foot.start - foot.toc
 	if tocSize > MaxCompressedTOC {
 		return nil, fmt.Errorf("%w: %d bytes compressed: %w", ErrTOC, tocSize, layer.ErrLimit)
 	}
 	whole := make([]byte, tocSize)
-	missing := whole[:tocSize-int64(len(toc))]
-	if err := readFull(r, missing, foot.toc); err != nil {
+	missing := whole[:tocSize-int64(len(seen))]
+	if err := toc.ReadFull(r, missing, foot.toc); err != nil {
 		return nil, fmt.Errorf("read %d bytes of the table of contents at %d: %w", len(missing), foot.toc, err)
 	}
-	copy(whole[len(missing):], toc)
+	copy(whole[len(missing):], seen)
 	return Parse(whole, foot.toc, opt)
 }
 
@@ -120,17 +120,6 @@ func tailSize(size int64, opt Options) int64 {
 		tail = min(max(size/8, smallTail), largeTail)
 	}
 	return min(max(tail, footerSize), max(size, 0))
-}
-
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	switch {
-	case n == len(p):
-		return nil
-	case err == nil || errors.Is(err, io.EOF):
-		return fmt.Errorf("%d of %d bytes: %w", n, len(p), io.ErrUnexpectedEOF)
-	}
-	return err
 }
 
 var (

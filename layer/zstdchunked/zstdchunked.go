@@ -25,7 +25,6 @@ package zstdchunked
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -80,14 +79,14 @@ func Open(r io.ReaderAt, size int64, opt Options) (*Blob, error) {
 			return nil, err
 		}
 		packed := make([]byte, opt.Position.Size)
-		if err := readFull(r, packed, opt.Position.Offset); err != nil {
+		if err := toc.ReadFull(r, packed, opt.Position.Offset); err != nil {
 			return nil, fmt.Errorf("read %d bytes of the table of contents at %d: %w", len(packed), opt.Position.Offset, err)
 		}
 		return parse(packed, opt.Position.Offset-frameHeader, opt.TOCDigest, 0)
 	}
 	last := make([]byte, min(tail, max(size, 0)))
 	start := size - int64(len(last))
-	if err := readFull(r, last, start); err != nil {
+	if err := toc.ReadFull(r, last, start); err != nil {
 		return nil, fmt.Errorf("read the last %d bytes of the blob: %w", len(last), err)
 	}
 	at, dialect, err := parseFooter(last)
@@ -99,7 +98,7 @@ func Open(r io.ReaderAt, size int64, opt Options) (*Blob, error) {
 	}
 	packed := make([]byte, at.Size)
 	missing := packed[:min(at.Size, max(start-at.Offset, 0))]
-	if err := readFull(r, missing, at.Offset); err != nil {
+	if err := toc.ReadFull(r, missing, at.Offset); err != nil {
 		return nil, fmt.Errorf("read %d bytes of the table of contents at %d: %w", len(missing), at.Offset, err)
 	}
 	if rest := packed[len(missing):]; len(rest) > 0 {
@@ -155,18 +154,4 @@ func (l *limited) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("%w: more than %d bytes", layer.ErrLimit, toc.MaxSize)
 	}
 	return n, err
-}
-
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	if len(p) == 0 {
-		return nil
-	}
-	n, err := r.ReadAt(p, off)
-	switch {
-	case n == len(p):
-		return nil
-	case err == nil || errors.Is(err, io.EOF):
-		return fmt.Errorf("%d of %d bytes: %w", n, len(p), io.ErrUnexpectedEOF)
-	}
-	return err
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/cleanup"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
@@ -54,17 +56,22 @@ type exported struct {
 	memory  int64   // of the daemon, at its peak over what it took before
 }
 
-// exports measures what it takes to write an image's layers.
-func exports(ctx context.Context, p plan, work string, to io.Writer) (err error) {
-	cache, err := baseimage.CacheDir()
-	if err != nil {
-		return err
+// debianAs makes the Debian image with its layers in a format, and says where base images are kept.
+func debianAs(ctx context.Context, format baseimage.Format) (cache string, built v1.Image, err error) {
+	if cache, err = baseimage.CacheDir(); err != nil {
+		return "", nil, err
 	}
 	im, err := baseimage.Debian(ctx, cache, func(step string) { say("  %s", step) })
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	built, err := im.Build(ctx, baseimage.Zstd)
+	built, err = im.Build(ctx, format)
+	return cache, built, err
+}
+
+// exports measures what it takes to write an image's layers.
+func exports(ctx context.Context, p plan, work string, to io.Writer) (err error) {
+	cache, built, err := debianAs(ctx, baseimage.Zstd)
 	if err != nil {
 		return err
 	}

@@ -19,15 +19,7 @@ import (
 // change measures what goes over the network when a new daemon builds a one-line change on top of the lazy Debian image, exports it as eStargz and
 // pushes it: to the registry of the image, where nothing of it is new, and to another one, which has to get it.
 func change(ctx context.Context, p plan, work string, to io.Writer) (err error) {
-	cache, err := baseimage.CacheDir()
-	if err != nil {
-		return err
-	}
-	im, err := baseimage.Debian(ctx, cache, func(step string) { say("  %s", step) })
-	if err != nil {
-		return err
-	}
-	built, err := im.Build(ctx, baseimage.EStargz)
+	_, built, err := debianAs(ctx, baseimage.EStargz)
 	if err != nil {
 		return err
 	}
