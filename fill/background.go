@@ -94,7 +94,7 @@ const (
 
 // roomy reports whether the disk has room for more than what is on its way.
 func (s *Scheduler) roomy() bool {
-	if s.opt.Room == nil || s.opt.Room() > grows*(s.held+maxRequest) {
+	if s.opt.Room == nil || s.opt.Room(grows*(s.held+maxRequest)) {
 		return true
 	}
 	s.later(roomAgain)

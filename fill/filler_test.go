@@ -298,7 +298,7 @@ func TestBackgroundLeavesRoom(t *testing.T) {
 	im := imageOf(t, 64<<10, many(64, 64<<10)...)
 	synctest.Test(t, func(t *testing.T) {
 		var room atomic.Int64
-		b := newLab(t, dsl(), im, SchedulerOptions{Background: true, Room: room.Load})
+		b := newLab(t, dsl(), im, SchedulerOptions{Background: true, Room: func(n int64) bool { return n < room.Load() }})
 		defer b.s.Close()
 		b.readFile(t, 0)
 		time.Sleep(time.Minute)

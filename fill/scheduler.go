@@ -24,8 +24,8 @@ type SchedulerOptions struct {
 	Busy func() bool
 	// BackgroundRate bounds background work, in compressed bytes per second. 0 means what the link carries.
 	BackgroundRate int64
-	// Room, if not nil, returns how many bytes of disk background work may take. It's called often, and must not wait.
-	Room func() int64
+	// Room, if not nil, reports whether the disk has room for so many bytes that nobody has asked for. It's called often, and must not wait.
+	Room func(bytes int64) bool
 	// SlowAfter is how long a read waits until LayerOptions.Slow is told. 0 means 5 s.
 	SlowAfter time.Duration
 	// Waited, if not nil, is told of every wait when it is over. Called concurrently.

@@ -109,21 +109,11 @@ func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) 
 		return nil, err
 	}
 	if opt.Fill.Room == nil {
-		opt.Fill.Room = func() int64 { return spare(root) }
+		opt.Fill.Room = room(root)
 	}
 	e.sched = fill.NewScheduler(opt.Fill)
 	e.stop = sync.OnceValue(e.close)
 	return e, nil
-}
-
-// spare returns how many bytes of the disk that dir is on may be filled with what nobody has asked for: a tenth of it is left to
-// builds.
-func spare(dir string) int64 {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0
-	}
-	return (int64(st.Bavail) - int64(st.Blocks)/10) * st.Bsize
 }
 
 // failureKey is where Snapshotter.Prepare wants to find Mount's error, which
