@@ -150,12 +150,28 @@ func lazySnapshotter(opt Options, rep *report.Reporter, door string) (runc.Snaps
 	}, nil
 }
 
-// readHosts returns who serves a repository to those who read ranges, with the credentials of sessions.
+// readHosts returns who serves a repository to those who read ranges, with the credentials of sessions, or what is left of them.
 func readHosts(opt Options, hosts docker.RegistryHosts) func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-	pool := newClients(opt.Config.Registries)
+	pool, ended := newClients(opt.Config.Registries), newEndedSessions()
 	return func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
-		found, err := resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
-			opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+		of := func(sessions ...string) ([]docker.RegistryHost, error) {
+			return resolver.DefaultPool.GetResolver(hosts, ref.String(), resolver.ScopeType{},
+				opt.SessionManager, session.NewGroup(sessions...)).HostsFunc(ref.Hostname())
+		}
+		if those := alive(opt.SessionManager, sessions); len(those) > 0 {
+			found, err := of(those...)
+			pool.use(found)
+			return found, err
+		}
+		found, err := of(sessions...)
+		if err == nil && len(sessions) > 0 {
+			var nobodys []docker.RegistryHost
+			if nobodys, err = of(); err == nil {
+				for i := range found {
+					found[i].Authorizer = ended.authorizer(found[i].Host, sessions, found[i].Authorizer, nobodys[i].Authorizer)
+				}
+			}
+		}
 		pool.use(found)
 		return found, err
 	}
