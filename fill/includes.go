@@ -19,6 +19,9 @@ func (t document) includedBy(v view, p []byte) (files []place) {
 		if !ok {
 			continue
 		}
+		if t.until.over() {
+			break
+		}
 		if quoted {
 			if file, ok := v.find(t.dir + "/" + name); ok {
 				files = append(files, file)

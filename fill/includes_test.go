@@ -1,6 +1,8 @@
 package fill
 
 import (
+	"bytes"
+	"io/fs"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,4 +66,16 @@ func TestParseInclude(t *testing.T) {
 			t.Errorf("%q includes %q, %t, want %q", line, name, ok, want)
 		}
 	}
+}
+
+// A line is anything: it includes nothing, or what is in it and can be a name.
+func FuzzParseInclude(f *testing.F) {
+	f.Add([]byte("#include <a/b.h>\n"))
+	f.Add([]byte("\t# include_next \"../a.h\" // <b.h>"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		name, _, ok := parseInclude(line)
+		if ok && (!fs.ValidPath(name) || len(name) > longWord || !bytes.Contains(line, []byte(name))) {
+			t.Errorf("%q includes %q", line, name)
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
@@ -27,6 +28,9 @@ const (
 	// away from its data: /usr/bin from /usr/lib/PACKAGE/TARGET/VERSION.
 	farthest        = 4
 	farthestProgram = 6
+	// longLook is how long a file is looked through. Those of a distribution take milliseconds; one can be written, for a layer that has
+	// names for it, that takes hours.
+	longLook = time.Second
 	// shortWord and longWord bound the words that are taken for names.
 	shortWord, longWord = 2, 255
 )
@@ -54,11 +58,23 @@ type document struct {
 	dir          string
 	name, suffix string // suffix is what follows the stem
 	kind         kind
+	until        look
 }
+
+// A look is how long a file may be looked through: until a time, and no longer than its layer is open. The zero value has no bound.
+type look struct {
+	f  *Filler
+	at time.Time
+}
+
+func (f *Filler) lookUntil() look { return look{f, time.Now().Add(longLook)} }
+
+// over reports whether it's enough.
+func (l look) over() bool { return l.f != nil && (l.f.ctx.Err() != nil || time.Now().After(l.at)) }
 
 // documentOf returns a file as what may mention others, and whether it may.
 func (f *Filler) documentOf(e extent) (document, bool) {
-	t := document{f: f, inode: e.inode, name: f.nameOf(e.dir, e.inode)}
+	t := document{f: f, inode: e.inode, name: f.nameOf(e.dir, e.inode), until: f.lookUntil()}
 	t.suffix = t.name[len(stemOf(t.name)):]
 	t.kind = kinds[path.Ext(t.name)]
 	if t.kind == silent && f.binary.has(e.first) && !strings.Contains(t.name, ".so") {
@@ -104,7 +120,7 @@ func (t document) follow() {
 			}
 		}
 		words(p, func(w []byte) {
-			if seen[string(w)] {
+			if seen[string(w)] || t.until.over() {
 				return
 			}
 			word := string(w)

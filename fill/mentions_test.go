@@ -204,6 +204,37 @@ func TestSteps(t *testing.T) {
 }
 
 // Whatever a file says, names are found in it or not.
+// A document each of whose words may mean all files of its layer is looked through for a while, and not for a minute.
+func TestHostileDocument(t *testing.T) {
+	const files, words = 20_000, 100_000
+	var content strings.Builder
+	for i := range words {
+		fmt.Fprintf(&content, "x.%d\n", i)
+	}
+	entries := []entry{said("d/mx.h", content.String())}
+	for i := range files {
+		entries = append(entries, said(fmt.Sprintf("d/x.x%d", i), ""))
+	}
+	im := treeOf(t, entries...)
+	s, l := labs(t, im)
+	defer s.Close()
+	i, err := im.Lookup("d/mx.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l[0].read(t, im.Inodes[i].Data, im.Inodes[i].Size)
+	k := slices.IndexFunc(l[0].files, func(e extent) bool { return e.inode == i })
+	start := time.Now()
+	d, ok := l[0].documentOf(l[0].files[k])
+	if !ok {
+		t.Fatal("it mentions nothing")
+	}
+	d.follow()
+	if took := time.Since(start); took > 10*longLook {
+		t.Errorf("took %s", took)
+	}
+}
+
 func FuzzMentions(f *testing.F) {
 	im := treeOf(f, said("a/b.py", "."), said("a/c/__init__.py", "."), entry{name: "a/l", target: "../a/l"})
 	s := NewScheduler(SchedulerOptions{})

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
+	"time"
 )
 
 // wantImports are those of testdata/python/module.py. Each version of Python has compiled it with
@@ -70,6 +72,33 @@ func TestParsePython(t *testing.T) {
 	}
 }
 
+// A module that is written to be looked into for long is looked into as quickly as others of its size.
+func TestHostilePython(t *testing.T) {
+	for name, source := range map[string]string{
+		"lines in parentheses": "from a import (" + strings.Repeat("\n", maxModule),
+		"names":                "from a import " + strings.Repeat("b,", maxModule/2),
+		"modules":              "import " + strings.Repeat("b,", maxModule/2),
+		"imports":              strings.Repeat("from a import (b)\n", maxModule/18),
+	} {
+		start := time.Now()
+		list := parsePython([]byte(source))
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("%s: took %s", name, took)
+		}
+		if len(list) > maxImports {
+			t.Errorf("%s: %d imports", name, len(list))
+		}
+		for _, im := range list {
+			if len(im.names) > maxImports {
+				t.Errorf("%s: %d names of one import", name, len(im.names))
+			}
+		}
+	}
+	if list := parsePth([]byte("import " + strings.Repeat("ab ", maxModule/3))); len(list) > maxImports {
+		t.Errorf("%d imports of a .pth file", len(list))
+	}
+}
+
 func FuzzParsePyc(f *testing.F) {
 	files, _ := filepath.Glob("testdata/python/module.*.pyc")
 	for _, name := range files {
@@ -81,8 +110,7 @@ func FuzzParsePyc(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		list, _ := parsePyc(p)
-		_ = append(list, parsePython(p)...)
-		if len(parsePth(p)) > maxImports || len(list) > maxImports {
+		if len(list) > maxImports || len(parsePython(p)) > maxImports || len(parsePth(p)) > maxImports {
 			t.Error("too many imports")
 		}
 	})

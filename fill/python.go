@@ -227,7 +227,11 @@ func (f *Filler) fetchImports(name string, list []imported) {
 	paths := py.paths()
 	var files []place
 	seen := map[place]bool{}
+	until := f.lookUntil()
 	for _, im := range list {
+		if until.over() {
+			break
+		}
 		py.find(paths, im, func(file place) {
 			if !seen[file] {
 				seen[file] = true
@@ -308,7 +312,7 @@ func parsePython(p []byte) (list []imported) {
 		switch first {
 		case "import":
 			for module := range strings.SplitSeq(withoutComment(statement), ",") {
-				if fields := strings.Fields(module); len(fields) > 0 {
+				if fields := strings.Fields(module); len(fields) > 0 && len(list) < maxImports {
 					list = append(list, imported{module: fields[0]})
 				}
 			}
@@ -319,16 +323,18 @@ func parsePython(p []byte) (list []imported) {
 			}
 			if open := strings.TrimSpace(names); strings.HasPrefix(open, "(") && !strings.Contains(open, ")") {
 				more, after, _ := bytes.Cut(p, []byte(")"))
+				var all strings.Builder
+				all.WriteString(names)
 				for line := range strings.Lines(string(more)) {
-					names += " " + withoutComment(line)
+					all.WriteString(" " + withoutComment(line))
 				}
-				p = after
+				names, p = all.String(), after
 			}
 			module = strings.TrimSpace(module)
 			im := imported{module: strings.TrimLeft(module, ".")}
 			im.level = len(module) - len(im.module)
 			for name := range strings.SplitSeq(strings.Trim(names, " ()\\\r\n"), ",") {
-				if fields := strings.Fields(name); len(fields) > 0 {
+				if fields := strings.Fields(name); len(fields) > 0 && len(im.names) < maxImports {
 					im.names = append(im.names, fields[0])
 				}
 			}
@@ -342,10 +348,14 @@ func parsePython(p []byte) (list []imported) {
 func parsePth(p []byte) (list []imported) {
 	for line := range bytes.Lines(p) {
 		if bytes.HasPrefix(line, []byte("import")) {
-			words(line, func(w []byte) { list = append(list, imported{level: 1, module: string(w)}) })
+			words(line, func(w []byte) {
+				if len(list) < maxImports {
+					list = append(list, imported{level: 1, module: string(w)})
+				}
+			})
 		}
 	}
-	return list[:min(len(list), maxImports)]
+	return list
 }
 
 func withoutComment(line string) string {

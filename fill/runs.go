@@ -50,7 +50,7 @@ func (t document) helpers(v view, p []byte, found func(place)) {
 	}
 	seen := map[string]bool{}
 	commands(p, func(w []byte) {
-		if seen[string(w)] {
+		if seen[string(w)] || t.until.over() {
 			return
 		}
 		name := string(w)
