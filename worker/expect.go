@@ -91,7 +91,7 @@ func localesOf(env []string) [][]string {
 	}
 	var paths []string
 	for _, name := range names {
-		paths = append(paths, "usr/lib/locale/"+name+"/LC_CTYPE")
+		paths = append(paths, inRoot("usr/lib/locale/"+name+"/LC_CTYPE"))
 	}
 	return append(files, paths, charsets)
 }

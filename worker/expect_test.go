@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"io/fs"
 	"reflect"
 	"slices"
 	"testing"
+	"unicode/utf8"
 
 	bkexecutor "github.com/moby/buildkit/executor"
 )
@@ -28,6 +30,26 @@ func TestCommandsOf(t *testing.T) {
 			t.Errorf("%q runs %q, want %q", c.script, got, c.want)
 		}
 	}
+}
+
+// A script is anything: what is expected of it are some paths in the root.
+func FuzzProgramsOf(f *testing.F) {
+	f.Add("set -e; cd /src\nif ! ./configure; then make -j4 | tee log; fi", "/usr/bin:/bin", "/src")
+	f.Add("x=$(pkg-config --libs z) ../ld -o x \\\n && \"$CC\" `a`", ":..:/", "../..")
+	f.Add("..", "", "")
+	f.Fuzz(func(t *testing.T, script, dirs, cwd string) {
+		files := programsOf(bkexecutor.Meta{Args: []string{"/bin/sh", "-ec", script}, Env: []string{"PATH=" + dirs, "LANG=" + script}, Cwd: cwd})
+		if len(files) > maxPrograms+5 {
+			t.Errorf("%d files", len(files))
+		}
+		for _, paths := range files {
+			for _, name := range paths {
+				if !fs.ValidPath(name) && name != "" && utf8.ValidString(name) {
+					t.Errorf("%q is no path in the root", name)
+				}
+			}
+		}
+	})
 }
 
 func TestProgramsOf(t *testing.T) {
