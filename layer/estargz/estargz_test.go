@@ -1,7 +1,9 @@
 package estargz_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
 // counted counts what is read of a blob.
@@ -325,3 +328,39 @@ func TestHidden(t *testing.T) {
 		t.Errorf("frames %+v, landmark at %d", got.Layer.Frames, got.Prefetch)
 	}
 }
+
+// Tables of contents that are larger than any layer's are refused before they're fetched, or decompressed.
+func TestLargeTOC(t *testing.T) {
+	const size = 1 << 40
+	footer := stargz.CreateGzipFooter([]byte("SG\x16\x000000000000000000STARGZ")) // all of the blob is a table of contents
+	blob := &counted{ReaderAt: readerAtFunc(func(p []byte, off int64) (int, error) {
+		clear(p)
+		if behind := size - off; behind <= int64(len(p)) {
+			copy(p[behind-int64(len(footer)):], footer)
+		}
+		return len(p), nil
+	})}
+	_, err := estargz.Open(blob, size, estargz.Options{})
+	if !errors.Is(err, estargz.ErrTOC) || !errors.Is(err, layer.ErrLimit) || !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("compressed: %v", err)
+	}
+	if len(blob.reads) != 1 {
+		t.Errorf("read %v", blob.reads)
+	}
+
+	var packed bytes.Buffer
+	gz := gzip.NewWriter(&packed)
+	if err := tar.NewWriter(gz).WriteHeader(&tar.Header{Name: "stargz.index.json", Typeflag: tar.TypeReg, Size: toc.MaxSize + 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := gz.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := estargz.Parse(packed.Bytes(), 1000, estargz.Options{}); !errors.Is(err, estargz.ErrTOC) || !errors.Is(err, layer.ErrLimit) {
+		t.Errorf("decompressed: %v", err)
+	}
+}
+
+type readerAtFunc func(p []byte, off int64) (int, error)
+
+func (f readerAtFunc) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }

@@ -345,6 +345,29 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
+// A table of contents that grows beyond all limits when it's decompressed is refused, whoever's it is.
+func TestTOCBomb(t *testing.T) {
+	var bomb bytes.Buffer
+	enc, err := zstd.NewWriter(&bomb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blank := bytes.Repeat([]byte(" "), 1<<20)
+	for range toc.MaxSize>>20 + 1 {
+		if _, err := enc.Write(blank); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := enc.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []digest.Digest{digest.FromBytes(bomb.Bytes()), digest.FromString("stargz-snapshotter's")} {
+		if _, err := zstdchunked.Parse(bomb.Bytes(), 1000, zstdchunked.Options{TOCDigest: want}); !errors.Is(err, layer.ErrLimit) || !errors.Is(err, toc.Err) {
+			t.Errorf("%d bytes: %v", bomb.Len(), err)
+		}
+	}
+}
+
 // A run of zeros is one chunk to Podman, however long it is.
 func TestManyZeros(t *testing.T) {
 	const size = 300<<20 + 5
