@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -68,25 +69,35 @@ func TestPrivateRegistry(t *testing.T) {
 	}
 }
 
-// TestTokenExpiresDuringRUN makes the registry forget its tokens between two reads of one step.
+// TestTokenExpiresDuringRUN makes the registry forget its tokens between two reads of one step. The second one goes on with another token.
 func TestTokenExpiresDuringRUN(t *testing.T) { eachDoor(t, testTokenExpiresDuringRUN) }
 
 func testTokenExpiresDuringRUN(t *testing.T) {
 	reg, env := privateRegistry(t, registry.Token)
-	push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	top := layerDigests(t, img)[1]
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
-	revoked := false
+	var revoked time.Time
 	revoke := reg.OnSignal("revoke", func(*http.Request) string {
 		reg.RevokeTokens()
-		revoked = true
+		revoked = time.Now()
 		return ""
 	})
 	res := build(t, d, client.Solve{Env: env,
 		Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0 && wget -q -O /dev/null " + revoke + " && sha256sum /big/12\n"})
-	if !revoked {
+	if revoked.IsZero() {
 		t.Fatal("the step never revoked the tokens")
 	}
 	wantContains(t, "output", res.Output(), digest.FromString(noise(0, 1<<20)).Encoded(), digest.FromString(noise(12, 1<<20)).Encoded())
+	later := map[int]int{} // what was answered since
+	for _, e := range reg.Log.Entries(registry.Entry.Blob) {
+		if e.Digest() == top && e.Time.After(revoked) {
+			later[e.Status]++
+		}
+	}
+	if later[http.StatusUnauthorized] == 0 || later[http.StatusPartialContent] == 0 {
+		t.Errorf("after the tokens were revoked the registry answered %v, want 401 to the old one, and ranges", later)
+	}
 }
 
 // TestMirror reads lazily from a mirror.
