@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -164,7 +165,7 @@ func testLazyTreeIsTheEagerTree(t *testing.T) {
 		}
 	}
 
-	e, g, z := baseimage.EStargz, baseimage.Gzip, baseimage.Zstd
+	e, g, z, p, s := baseimage.EStargz, baseimage.Gzip, baseimage.Zstd, baseimage.ZstdChunked, baseimage.StargzChunked
 	for _, c := range []struct {
 		name    string
 		formats []baseimage.Format
@@ -176,10 +177,12 @@ func testLazyTreeIsTheEagerTree(t *testing.T) {
 		{"gzip above lazy", []baseimage.Format{e, e, g, g, g}, 2, ""},
 		{"every other", []baseimage.Format{e, z, e, g, e}, 3, ""},
 		{"zstd", []baseimage.Format{z, z, z, z, z}, 0, ""},
+		{"zstd:chunked", []baseimage.Format{p, p, p, p, p}, 5, ""},
+		{"both zstd:chunked, and eStargz", []baseimage.Format{p, s, e, s, p}, 5, ""},
 		{"lazy but off", []baseimage.Format{e, e, e, e, e}, 0, "--lazy-mount=off"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tag := "strange:" + strings.ReplaceAll(c.name, " ", "-")
+			tag := "strange:" + strings.NewReplacer(" ", "-", ":", "-", ",", "").Replace(c.name)
 			push(t, reg, tag, im, c.formats...)
 			opt := daemon.Options{Config: plainHTTP(reg)}
 			if c.flag != "" {
@@ -191,6 +194,50 @@ func testLazyTreeIsTheEagerTree(t *testing.T) {
 			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(tag) + "\nRUN echo again\n"})
 			if rep := reportOf(t, res); rep.Images[0].Lazy != c.lazy || len(rep.Images[0].Layers) != 5 {
 				t.Errorf("%d of %d layers are lazy, want %d of 5", rep.Images[0].Lazy, len(rep.Images[0].Layers), c.lazy)
+			}
+		})
+	}
+}
+
+// TestNanosecondTimes has layers whose times aren't whole seconds, in the formats that can say so: Podman's zstd:chunked, and what this
+// daemon exports. A step sees of the lazy layers what it sees when stock BuildKit has unpacked the same tar.
+func TestNanosecondTimes(t *testing.T) { eachDoor(t, testNanosecondTimes) }
+
+func testNanosecondTimes(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	at := func(e baseimage.Entry, sec, nsec int64) baseimage.Entry {
+		e.Header.ModTime = time.Unix(sec, nsec)
+		return e
+	}
+	im := busybox(t, layer(t, "times",
+		at(baseimage.Dir("s"), 1_700_000_000, 123_456_789), at(baseimage.File("s/file", "f"), 1_700_000_001, 999_999_999),
+		at(baseimage.File("s/one", "f"), 1_700_000_002, 1), at(baseimage.File("s/late", "f"), 1<<33, 500_000_000),
+		at(baseimage.File("s/empty", ""), 1_700_000_003, 100), at(baseimage.Symlink("s/link", "file"), 1_700_000_004, 5),
+		at(baseimage.Node("s/fifo", 'p', 0, 0), 1_700_000_005, 6), at(baseimage.Node("s/null", 'c', 1, 3), 1_700_000_006, 7),
+		at(baseimage.Dir("s/dir"), 1_700_000_007, 8), at(baseimage.File("s/dir/whole", "f"), 1_700_000_008, 0),
+		at(baseimage.File("s/names", "many"), 1_700_000_009, 10), at(baseimage.Hardlink("s/dir/more", "s/names"), 1_700_000_009, 10),
+	))
+	push(t, reg, "times:gzip", im, baseimage.Gzip)
+	stock := startDaemon(t, daemon.Options{Kind: daemon.StockOverlay, Config: plainHTTP(reg)})
+	want := tree(t, stock, reg.Ref("times:gzip"))
+	wantContains(t, "what stock sees", want["/s/file"], "1700000001.999999999")
+
+	push(t, reg, "times:podman", im, baseimage.ZstdChunked)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	tags := []string{"times:podman"}
+	for _, compression := range []string{"estargz", "zstdchunked"} {
+		tag := "times:" + compression
+		build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("times:gzip") + "\n",
+			Outputs: []string{"type=image,push=true,registry.insecure=true,force-compression=true,compression=" + compression + ",name=" + reg.Ref(tag)}})
+		tags = append(tags, tag)
+	}
+	for _, tag := range tags {
+		t.Run(tag, func(t *testing.T) {
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			wantSameTree(t, tree(t, d, reg.Ref(tag)), want)
+			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(tag) + "\nRUN true\n"})
+			if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
+				t.Errorf("%d layers are lazy, want 2", rep.Images[0].Lazy)
 			}
 		})
 	}
