@@ -26,9 +26,10 @@ const tocAnnotation = estargz.TOCJSONDigestAnnotation
 
 // Why a layer without any attempt is pulled.
 const (
-	reasonNoTOC  = "no table of contents"
-	reasonLayout = "its OCI layout is read through the client"
-	reasonCache  = "its cache isn't in a registry"
+	reasonNoTOC     = "no table of contents"
+	reasonEncrypted = "it is encrypted"
+	reasonLayout    = "its OCI layout is read through the client"
+	reasonCache     = "its cache isn't in a registry"
 )
 
 // plan is what is to become of the layers of an image.

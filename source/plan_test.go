@@ -44,6 +44,8 @@ func TestReasons(t *testing.T) {
 		}
 		return d
 	}
+	secret := lazy("s") // whatever its annotations were before
+	secret.MediaType = ocispecs.MediaTypeImageLayerGzip + "+encrypted"
 	nowhere := zstd(zstdchunked.ChecksumAnnotation)
 	nowhere.Annotations[zstdchunked.PositionAnnotation] = "everywhere"
 	found := zstd(zstdchunked.ChecksumAnnotation)
@@ -56,6 +58,7 @@ func TestReasons(t *testing.T) {
 		"lazy":                   {lazy("a"), "", ""},
 		"no table of contents":   {eager("a"), "", "no table of contents"},
 		"annotation is nonsense": {broken, "", `its TOC digest annotation "sha256:beef" is no digest`},
+		"encrypted":              {secret, "", "it is encrypted"},
 		"zstd:chunked":           {found, "", ""},
 		"zstd:chunked, footer":   {zstd(zstdchunked.ChecksumAnnotation), "", ""},
 		"zstd:chunked, stargz's": {zstd(tocAnnotation), "", ""},

@@ -34,7 +34,7 @@ import (
 type SnapshotterOptions struct {
 	// Required.
 	ContentStore content.Store
-	Applier      diff.Applier
+	Applier      diff.Applier // whose errors name the layer
 	LeaseManager leases.Manager
 	Reporter     *report.Reporter
 	// Registry returns how to fetch blobs of an image's repository with the credentials of a build. Without it, layers
@@ -185,10 +185,7 @@ func (s *Snapshotter) pull(ctx context.Context, p *plan, i int, target, parent s
 	if err := eg.Wait(); err != nil {
 		return err
 	}
-	if err := s.unpack(ctx, p, i, target, parent); err != nil {
-		return fmt.Errorf("unpack layer %s: %w", p.layers[i].desc.Digest, err)
-	}
-	return nil
+	return s.unpack(ctx, p, i, target, parent)
 }
 
 // fetch brings the layer's blob into the content store.
@@ -235,7 +232,7 @@ func (s *Snapshotter) unpack(ctx context.Context, p *plan, i int, target, parent
 		return err
 	}
 	if want := digest.Digest(l.handler.Annotations[labels.LabelUncompressed]); applied.Digest != want {
-		return fmt.Errorf("DiffID mismatch: the image says %s, the layer has %s", want, applied.Digest)
+		return fmt.Errorf("unpack layer %s: DiffID mismatch: the image says %s, the layer has %s", l.desc.Digest, want, applied.Digest)
 	}
 	if err := s.Commit(ctx, target, key); err != nil && !cerrdefs.IsAlreadyExists(err) {
 		return err

@@ -23,6 +23,9 @@ type tableOfContents struct {
 
 // tableOf returns the table of contents of a layer, or why it can't be lazy.
 func tableOf(desc ocispecs.Descriptor) (_ tableOfContents, reason string) {
+	if strings.HasSuffix(desc.MediaType, "+encrypted") {
+		return tableOfContents{}, reasonEncrypted
+	}
 	if isZstd(desc.MediaType) {
 		dgst, at, err := zstdchunked.Find(desc.Annotations)
 		switch {

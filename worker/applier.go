@@ -22,13 +22,31 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// newApplier is BuildKit's applier, with ours for eStargz layers in it. The outer
-// one takes Windows layers, and knows a media type that containerd does not.
+// newApplier is BuildKit's applier, with ours for eStargz layers in it. The one around that
+// takes Windows layers, and knows a media type that containerd does not; the outermost names the layer in errors.
 func newApplier(blobs content.Provider) diff.Applier {
-	return winlayers.NewFileSystemApplierWithWindows(blobs, &applier{
+	return &named{winlayers.NewFileSystemApplierWithWindows(blobs, &applier{
 		Applier: apply.NewFileSystemApplier(blobs),
 		blobs:   blobs,
-	})
+	})}
+}
+
+// named says which layer can't be unpacked, which neither containerd nor BuildKit does.
+type named struct{ diff.Applier }
+
+// errEncrypted is what the bytes of an encrypted layer are, when nobody decrypts them: no tar.
+var errEncrypted = errors.New("it is encrypted, and this daemon has no keys: build on an image that isn't")
+
+// Apply implements diff.Applier.
+func (a *named) Apply(ctx context.Context, desc ocispecs.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispecs.Descriptor, error) {
+	applied, err := a.Applier.Apply(ctx, desc, mounts, opts...)
+	if err == nil || context.Cause(ctx) != nil {
+		return applied, err
+	}
+	if strings.HasSuffix(desc.MediaType, "+encrypted") {
+		err = fmt.Errorf("%w: %w", errEncrypted, err)
+	}
+	return applied, fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
 }
 
 // applier unpacks eStargz layers as a lazy mount shows them: without the files that

@@ -209,12 +209,13 @@ func TestApplierFails(t *testing.T) {
 		"unknown media type": {desc: store.add([]byte("x"), "application/x", toc), err: diff.ErrNoProcessor},
 		"cut off":            {desc: store.add(blob[:len(blob)/2], gz, toc), err: io.ErrUnexpectedEOF},
 		"cut off at the end": {desc: store.add(blob[:len(blob)-4], gz, toc), err: io.ErrUnexpectedEOF},
+		"encrypted":          {desc: store.add([]byte("secret"), gz+"+encrypted", ""), err: errEncrypted},
 		"option":             {desc: store.add(blob, gz, toc), opts: []diff.ApplyOpt{diff.WithSyncFs(true)}, err: cerrdefs.ErrNotImplemented},
 	} {
 		t.Run(name, func(t *testing.T) {
 			mounts, _ := overlayOn(t, t.TempDir())
-			if _, err := newApplier(store).Apply(t.Context(), c.desc, mounts, c.opts...); !errors.Is(err, c.err) {
-				t.Errorf("error %v, want %v", err, c.err)
+			if _, err := newApplier(store).Apply(t.Context(), c.desc, mounts, c.opts...); !errors.Is(err, c.err) || !strings.Contains(err.Error(), "layer "+c.desc.Digest.String()) {
+				t.Errorf("error %v, want %v of layer %s", err, c.err, c.desc.Digest)
 			}
 		})
 	}
