@@ -134,7 +134,10 @@ func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, er
 	if t != compression.Gzip {
 		return nil, fmt.Errorf("a layer of media type %q can't be eStargz, which is gzip", mediaType)
 	}
-	if err := l.hopeless(); err != nil {
+	l.mu.Lock()
+	err = l.err
+	l.mu.Unlock()
+	if hopeless(err) {
 		return nil, err
 	}
 	r, w := io.Pipe()
@@ -166,18 +169,13 @@ func (l *layerWriter) write(dest io.Writer, tar io.Reader) (w estargz.Written, f
 	return w, first, err
 }
 
-// hopeless returns the error of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit would try three
-// ways, and the last of them doesn't say what has failed.
-func (l *layerWriter) hopeless() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, ok := errors.AsType[*layer.EntryError](l.err); ok && !errors.Is(l.err, io.ErrUnexpectedEOF) {
-		return l.err
+// hopeless reports whether an error is that of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit
+// would try three ways, and the last of them doesn't say what has failed.
+func hopeless(err error) bool {
+	if _, ok := errors.AsType[*layer.EntryError](err); ok && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return true
 	}
-	if errors.Is(l.err, syscall.ENOSPC) || errors.Is(l.err, syscall.EDQUOT) {
-		return l.err
-	}
-	return nil
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 func (l *layerWriter) set(written estargz.Written, first int, err error) {

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,10 +25,10 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/compression"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	_ "github.com/buildkitd-lazy/buildkitd-lazy/exporter/retain" // or what finalize returns would be dropped
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
@@ -39,20 +40,46 @@ const (
 
 	// lossyLabel marks a blob that can't be zstd:chunked, whoever tries.
 	lossyLabel = "buildkitd-lazy/zstdchunked.lossy"
+	// zstdOptionsLabel is what optionsLabel is of eStargz.
+	zstdOptionsLabel = "buildkitd-lazy/zstdchunked.options."
 )
 
-// zstdChunked is BuildKit's zstd but for the writer, and for what is taken as it is: zstd:chunked, whoever wrote it.
+// zstdChunked is BuildKit's zstd but for the writer, and for what is taken as it is: zstd:chunked, whoever wrote it, unless this daemon has
+// with other options.
 type zstdChunked struct {
 	compression.Type
-	opt zstdchunked.WriteOptions
+	opt zstdchunked.WriteOptions // with the level, once it has replaced BuildKit's
 }
 
 // replace puts this writer in the place of BuildKit's.
 func (z *zstdChunked) replace(c compression.Config) compression.Config {
 	if c.Type == compression.Zstd {
-		c.Type = z
+		w := *z
+		w.opt.Level = c.Level
+		c.Type = &w
 	}
 	return c
+}
+
+// zstdLabel names the options that make a difference to what is written.
+func zstdLabel(opt zstdchunked.WriteOptions) string {
+	level := 0
+	if opt.Level != nil {
+		level = *opt.Level
+	}
+	return zstdOptionsLabel + digest.FromString(fmt.Sprintf("%d %d", level, cmp.Or(opt.ChunkSize, frames.DefaultChunkSize))).Encoded()[:16]
+}
+
+// writtenOtherwise reports whether a blob with these labels is ours, of other options. It may be of several.
+func (z *zstdChunked) writtenOtherwise(labels map[string]string) bool {
+	ours := false
+	for l := range labels {
+		if l == zstdLabel(z.opt) {
+			return false
+		}
+		ours = ours || strings.HasPrefix(l, zstdOptionsLabel)
+	}
+	return ours
 }
 
 // takeZstdChunked returns nil if the attributes don't ask for zstd:chunked. If they do, it makes them ask for zstd, which BuildKit knows.
@@ -89,7 +116,7 @@ func takeZstdChunked(what string, layers bool, attrs map[string]string) (*zstdCh
 		return nil, fmt.Errorf("compression=zstdchunked conflicts with %s=false: Docker's media types have no annotations, and without those that say where its table of contents is a layer can't be pulled lazily; leave %s out or choose compression=zstd", key, key)
 	}
 	key = string(exptypes.OptKeyRewriteTimestamp)
-	if rewrite, err := strconv.ParseBool(attrs[key]); err == nil && rewrite {
+	if rewrite, err := boolean(attrs, key); err == nil && rewrite {
 		return nil, fmt.Errorf("%s=true conflicts with compression=zstdchunked: what is written anew would be zstd without a table of contents; leave %s out or choose compression=estargz", key, key)
 	}
 	delete(attrs, keyZstdChunkSize)
@@ -221,11 +248,11 @@ func (z *zstdChunked) NeedsConversion(ctx context.Context, cs content.Store, des
 	if t != compression.Zstd {
 		return true, nil
 	}
-	if toc, _, err := zstdchunked.Find(desc.Annotations); err == nil && toc != "" {
-		return false, nil
+	info, err := cs.Info(ctx, desc.Digest)
+	if toc, _, terr := zstdchunked.Find(desc.Annotations); terr == nil && toc != "" {
+		return err == nil && z.writtenOtherwise(info.Labels), nil // a lazy layer is referenced, and not fetched to be looked at
 	}
 	// One that couldn't be better is as good as it gets, or BuildKit would look in vain for what it has converted it to.
-	info, err := cs.Info(ctx, desc.Digest)
 	return err != nil || info.Labels[lossyLabel] == "", nil
 }
 
@@ -257,11 +284,10 @@ func (l *chunkedWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, 
 		return nil, fmt.Errorf("a layer of media type %q can't be zstd:chunked, which is zstd", mediaType)
 	}
 	l.mu.Lock()
-	_, hopeless := errors.AsType[*layer.EntryError](l.err)
 	err = l.err
 	l.mu.Unlock()
-	if hopeless && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, err // a tar that can't be a layer, whichever way it is made
+	if hopeless(err) {
+		return nil, err
 	}
 	r, w := io.Pipe()
 	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
@@ -291,22 +317,23 @@ func (l *chunkedWriter) finalize(ctx context.Context, cs content.Store) (map[str
 	if written == nil {
 		return nil, errors.New("no zstd:chunked layer has been written")
 	}
-	if written.Annotations != nil {
-		return maps.Clone(written.Annotations), nil
-	}
-	bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
-		Warn("a table of contents can't say what this layer's tar says; it is exported as zstd, without one, and can't be pulled lazily")
 	info, err := cs.Info(ctx, written.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("zstd layer %s: %w", written.Digest, err)
+	}
+	label := zstdLabel(l.opt)
+	if written.Annotations == nil {
+		label = lossyLabel
+		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
+			Warn("a table of contents can't say what this layer's tar says; it is exported as zstd, without one, and can't be pulled lazily")
 	}
 	info.Labels = maps.Clone(info.Labels)
 	if info.Labels == nil {
 		info.Labels = map[string]string{}
 	}
-	info.Labels[lossyLabel] = "true"
-	if _, err := cs.Update(ctx, info, "labels."+lossyLabel); err != nil {
+	info.Labels[label] = "true"
+	if _, err := cs.Update(ctx, info, "labels."+label); err != nil {
 		return nil, fmt.Errorf("label zstd layer %s: %w", written.Digest, err)
 	}
-	return nil, nil
+	return maps.Clone(written.Annotations), nil
 }

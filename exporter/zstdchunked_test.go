@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -19,14 +20,18 @@ import (
 )
 
 func oursChunked(opt zstdchunked.WriteOptions) compression.Config {
-	return (&zstdChunked{Type: compression.Zstd, opt: opt}).replace(compression.New(compression.Zstd))
+	comp := compression.New(compression.Zstd)
+	if opt.Level != nil {
+		comp = comp.SetLevel(*opt.Level)
+	}
+	return (&zstdChunked{Type: compression.Zstd, opt: opt}).replace(comp)
 }
 
 // What BuildKit's converter gets of us is zstd to everybody, and has its DiffID.
 func TestConvertZstdChunked(t *testing.T) {
 	for name, comp := range map[string]compression.Config{
 		"default": oursChunked(zstdchunked.WriteOptions{}),
-		"level":   oursChunked(zstdchunked.WriteOptions{}).SetLevel(1),
+		"level":   oursChunked(zstdchunked.WriteOptions{Level: new(1)}),
 		"chunks":  oursChunked(zstdchunked.WriteOptions{ChunkSize: 4 << 10}),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +80,56 @@ func TestConvertZstdChunked(t *testing.T) {
 	}
 }
 
+// What this daemon has written with other options is written again where that is forced, and what somebody else has written isn't.
+func TestZstdChunkedOptions(t *testing.T) {
+	cs := contentStore(t)
+	plain := put(t, cs, layerTar(t, "a", "b"))
+	usual, chunks := oursChunked(zstdchunked.WriteOptions{}), oursChunked(zstdchunked.WriteOptions{ChunkSize: 64 << 10})
+	level := oursChunked(zstdchunked.WriteOptions{Level: new(1)})
+	written := func(comp compression.Config) ocispecs.Descriptor {
+		t.Helper()
+		d, err := convert(t.Context(), cs, plain, comp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return *d
+	}
+	elsewhere := written(usual)
+	elsewhere.Digest = digest.FromString("elsewhere")
+	var theirs bytes.Buffer
+	w, err := zstdchunked.Write(t.Context(), &theirs, bytes.NewReader(layerTar(t, "c")), zstdchunked.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pulled := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerZstd, Digest: w.Digest, Size: w.Size, Annotations: w.Annotations}
+	if err := content.WriteBlob(t.Context(), cs, "pulled", &theirs, pulled); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		desc ocispecs.Descriptor
+		comp compression.Config
+		want bool
+	}{
+		"the same options":       {written(usual), usual, false},
+		"the default by name":    {written(usual), oursChunked(zstdchunked.WriteOptions{Level: new(0), ChunkSize: 4 << 20}), false},
+		"other chunks":           {written(usual), chunks, true},
+		"chunks, the same":       {written(chunks), chunks, false},
+		"another level":          {written(level), usual, true},
+		"not there, and lazy":    {elsewhere, chunks, false},
+		"somebody else's":        {pulled, chunks, false},
+		"eStargz in its place":   {ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: plain.Digest}, usual, true},
+		"is no layer":            {ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: plain.Digest}, usual, false},
+		"of a type nobody knows": {ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip + "+encrypted", Digest: plain.Digest}, usual, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := c.comp.Type.NeedsConversion(t.Context(), cs, c.desc)
+			if encrypted := strings.HasSuffix(c.desc.MediaType, "+encrypted"); (err != nil) != encrypted || got != c.want {
+				t.Errorf("needs conversion: %t, %v; want %t", got, err, c.want)
+			}
+		})
+	}
+}
+
 // A layer that can't have a table of contents is converted once, and not looked for in vain.
 func TestConvertLossyToZstd(t *testing.T) {
 	cs, comp := contentStore(t), oursChunked(zstdchunked.WriteOptions{})
@@ -101,7 +156,7 @@ func TestZstdChunkedFails(t *testing.T) {
 		t.Error("finalized nothing")
 	}
 	in := layerTar(t, "a", "b")
-	for name, dest := range map[string]io.Writer{"disk full": &full{}, "early end": io.Discard} {
+	for name, dest := range map[string]io.Writer{"write fails": &full{}, "early end": io.Discard} {
 		w, err := open(dest, ocispecs.MediaTypeImageLayerZstd)
 		if err != nil {
 			t.Fatal(err)
@@ -123,6 +178,19 @@ func TestZstdChunkedFails(t *testing.T) {
 	if err := w.Close(); !errors.Is(err, errStopped) {
 		t.Errorf("cancelled: %v", err)
 	}
+
+	// Where there's no room, another way to make the tar doesn't help, and its error would hide this one.
+	open, _ = comp.Type.Compress(t.Context(), comp)
+	if w, err = open(&failing{syscall.ENOSPC}, ocispecs.MediaTypeImageLayerZstd); err != nil {
+		t.Fatal(err)
+	}
+	w.Write(in)
+	if err := w.Close(); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("disk full: %v", err)
+	}
+	if _, err := open(io.Discard, ocispecs.MediaTypeImageLayerZstd); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("disk full, again: %v", err)
+	}
 }
 
 func TestZstdChunkedAttributes(t *testing.T) {
@@ -143,6 +211,7 @@ func TestZstdChunkedAttributes(t *testing.T) {
 		"too small":         {map[string]string{"compression": "zstdchunked", "zstdchunked-chunk-size": "1k"}, true, "out of range", false},
 		"too large":         {map[string]string{"compression": "zstdchunked", "zstdchunked-chunk-size": "1g"}, true, "out of range", false},
 		"Docker types":      {map[string]string{"compression": "zstdchunked", "oci-mediatypes": "false"}, true, "conflicts with oci-mediatypes", false},
+		"timestamps, bare":  {map[string]string{"compression": "zstdchunked", "rewrite-timestamp": ""}, true, "conflicts with compression", false},
 		"timestamps":        {map[string]string{"compression": "zstdchunked", "rewrite-timestamp": "true"}, true, "conflicts with compression", false},
 	} {
 		t.Run(name, func(t *testing.T) {
