@@ -60,8 +60,22 @@ func writesLayers(kind string) bool {
 	return kind == client.ExporterImage || kind == client.ExporterOCI || kind == client.ExporterDocker
 }
 
+// compressions are those that an exporter may be asked for.
+var compressions = []string{"uncompressed", "gzip", nameEStargz, "zstd", nameZstdChunked}
+
+// checkCompression says which compressions there are, where BuildKit says that it doesn't know one.
+func checkCompression(compression string) error {
+	if compression == "" || slices.Contains(compressions, compression) {
+		return nil
+	}
+	return fmt.Errorf("compression=%s is unknown: there are %s", compression, strings.Join(compressions, ", "))
+}
+
 func checkLayers(kind string, attrs map[string]string) error {
 	compression := attrs[string(exptypes.OptKeyLayerCompression)]
+	if err := checkCompression(compression); err != nil {
+		return err
+	}
 	if err := checkLevel(compression, attrs); err != nil {
 		return err
 	}
@@ -90,6 +104,9 @@ func checkLayers(kind string, attrs map[string]string) error {
 // checkCache is check for exporters of caches.
 func checkCache(name string, attrs map[string]string) error {
 	if err := checkNames(name+" cache exporter", true, attrs); err != nil {
+		return err
+	}
+	if err := checkCompression(attrs[string(exptypes.OptKeyLayerCompression)]); err != nil {
 		return err
 	}
 	if isEStargz(attrs) {
@@ -225,10 +242,7 @@ func checkLevel(compression string, attrs map[string]string) error {
 	if compression == "uncompressed" {
 		return fmt.Errorf("%s=%s conflicts with compression=uncompressed: there is nothing to compress; leave one of them out", key, v)
 	}
-	l, known := levels[compression]
-	if !known {
-		return nil // the exporter names the compressions there are
-	}
+	l := levels[compression]
 	n, err := strconv.Atoi(v)
 	if err != nil {
 		return fmt.Errorf("%s=%q is no number", key, v)

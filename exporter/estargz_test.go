@@ -416,7 +416,7 @@ func TestCache(t *testing.T) {
 		"unknown option":    {map[string]string{"lazy-x": "1"}, false, `"lazy-x"`},
 		"for estargz only":  {map[string]string{"estargz-chunk-size": "1MiB"}, false, "compression=estargz only"},
 		"bad level":         {map[string]string{"compression": "estargz", "compression-level": "10"}, false, "estargz has levels -2 to 9"},
-		"bad compression":   {map[string]string{"compression": "lzma"}, false, "lzma"},
+		"bad compression":   {map[string]string{"compression": "lzma"}, false, "compression=lzma is unknown"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, err := Cache("local", resolve, nil)(t.Context(), nil, c.attrs)

@@ -26,7 +26,7 @@ func TestCheck(t *testing.T) {
 		"estargz, types given":   {"oci", attrs{"compression": "estargz", "oci-mediatypes": "1"}, nil, ""},
 		"docker's types":         {"image", attrs{"compression": "gzip", "oci-mediatypes": "false"}, nil, ""},
 		"types are nonsense":     {"image", attrs{"compression": "estargz", "oci-mediatypes": "perhaps"}, nil, ""}, // BuildKit's to refuse
-		"unknown compression":    {"image", attrs{"compression": "lzma", "compression-level": "99"}, nil, ""},      // as well
+		"unknown compression":    {"image", attrs{"compression": "lzma", "compression-level": "99"}, nil, "compression=lzma is unknown|uncompressed, gzip, estargz, zstd, zstdchunked"},
 		"local has no layers":    {"local", attrs{"compression": "estargz", "oci-mediatypes": "false", "compression-level": "x"}, nil, ""},
 		"estargz, docker's":      {"image", attrs{"compression": "estargz", "oci-mediatypes": "false"}, nil, "compression=estargz|conflicts|oci-mediatypes=false|annotations|leave oci-mediatypes out"},
 		"gzip level too high":    {"image", attrs{"compression-level": "10"}, nil, "compression-level=10|gzip has levels -2 to 9"},

@@ -157,7 +157,7 @@ func (o *ordering) warn(ctx context.Context) error {
 		return nil
 	}
 	if err := pw.Write(identity.NewID(), client.VertexWarning{Level: 1, Short: fmt.Appendf(nil,
-		"%s=%s: none of its %d paths is in a layer that this build has made; layers of the base image stay as they are without force-compression=true",
+		"%s=%s: none of its %d paths is in a layer that this build has made; layers of the base image, and those that were exported in another format before, stay as they are without force-compression=true",
 		keyPrioritize, o.name, o.list.Len()),
 	}); err != nil {
 		return err
