@@ -24,14 +24,9 @@ var contestants = []contestant{
 	{"stargz-tuned", daemon.StockStargzTuned, baseimage.EStargz},
 }
 
-// phases leaves out those that aren't for the contestant. Stock stargz isn't measured filled: it takes minutes to fill, and is never a
-// local filesystem.
-func (c contestant) phases(all []string) []string {
-	if c.kind == daemon.StockStargz || c.kind == daemon.StockStargzTuned {
-		all = slices.DeleteFunc(slices.Clone(all), func(p string) bool { return p == filled })
-	}
-	return all
-}
+// fills reports whether the contestant is measured with everything on the local disk. Stock stargz isn't: it takes minutes to fill, and is
+// never a local filesystem.
+func (c contestant) fills() bool { return c.kind == daemon.Ours || c.kind == daemon.StockOverlay }
 
 func (c contestant) stock() bool { return c.kind != daemon.Ours }
 

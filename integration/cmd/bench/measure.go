@@ -79,13 +79,7 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 	samples := map[string]sample{}
 	c.link.ResetCounts()
 	for _, phase := range append([]string{""}, phases...) {
-		if phase == filled && who.kind == daemon.Ours {
-			if err := c.fill(ctx, d, ref); err != nil {
-				return nil, fmt.Errorf("fill the cache: %w", err)
-			}
-		}
-		onDisk := phase == local || phase == filled
-		if onDisk {
+		if phase == local {
 			if err := dropPageCache(); err != nil {
 				return nil, err
 			}
@@ -104,7 +98,7 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 		} else {
 			c.link.ResetCounts()
 		}
-		s, err := c.build(ctx, d, w, client.Solve{Context: ctxDir, NoCache: onDisk}, filepath.Join(dir, "out"))
+		s, err := c.build(ctx, d, w, client.Solve{Context: ctxDir, NoCache: phase == local}, filepath.Join(dir, "out"))
 		if err != nil {
 			return nil, err
 		}
@@ -114,34 +108,6 @@ func (c *course) measure(ctx context.Context, who contestant, w workload, ref st
 		}
 	}
 	return samples, nil
-}
-
-// quiet is how long nothing must come over the link until a cache counts as filled.
-const quiet = 3 * time.Second
-
-// fill reads all of the base image, and waits until nothing more is fetched.
-func (c *course) fill(ctx context.Context, d *daemon.Daemon, ref string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("not done after %v", c.timeout))
-	defer cancel()
-	res, err := client.Buildctl{Addr: d.Addr}.Build(ctx, client.Solve{Dockerfile: "FROM " + ref + "\nRUN " + fillAll + "\n"})
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	if res.Err != "" {
-		return errors.New(lastLine(res.Err))
-	}
-	for before := int64(-1); before != c.link.Counts().Bytes; {
-		before = c.link.Counts().Bytes
-		select {
-		case <-time.After(quiet):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
 }
 
 // build builds once, and puts the result in out.

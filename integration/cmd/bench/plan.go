@@ -33,7 +33,8 @@ type plan struct {
 	shapes      []namedShape
 	bases       []string
 	workloads   []workload
-	phases      []string // after workloads: see follow
+	phases      []string // after the principal workload of a base image
+	filled      bool     // measure fillable workloads with everything on the local disk
 	contestants []contestant
 	runs        int
 	timeout     time.Duration
@@ -50,7 +51,7 @@ func parse(args []string) (plan, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	links := fs.String("link", "200", "links, by their Mbit/s: 200 (20 ms), 1000 (2 ms), 50 (80 ms), or all")
 	bases := fs.String("base", "all", "base images: go, debian, or all")
-	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, find, copyfrom; again and restart, which repeat the first of the base; filled, which repeats go, readall and find; or all")
+	names := fs.String("workload", "all", "workloads: c, go, python, java, readall, find, copyfrom; again and restart, which repeat the first of the base; filled, which is go, readall and find with everything on the local disk; or all")
 	who := fs.String("contestant", "all", "contestants: ours, overlayfs-gzip, overlayfs-zstd, stargz, stargz-tuned, or all")
 	runs := fs.Int("runs", 3, "measure everything so many times and take medians")
 	secure := fs.String("tls", "", "have the registry speak TLS, by http1 or http2; plain HTTP if not given")
@@ -103,15 +104,16 @@ func parse(args []string) (plan, error) {
 			p.workloads = append(p.workloads, w)
 		}
 	}
-	for _, phase := range []string{again, restart, filled} {
+	for _, phase := range []string{again, restart} {
 		if slices.Contains(chosen, phase) {
 			p.phases = append(p.phases, phase)
 		}
 	}
+	p.filled = slices.Contains(chosen, filled)
 	if err := errors.Join(errs[:]...); err != nil {
 		return plan{}, err
 	}
-	if len(p.steps()) == 0 {
+	if !slices.ContainsFunc(p.bases, p.uses) {
 		return plan{}, fmt.Errorf("none of the workloads %s can be built on %s", *names, *bases)
 	}
 	return p, nil
@@ -124,16 +126,14 @@ type step struct {
 	phases []string
 }
 
-// steps are what is measured over each link. Phases ask for the workload that they repeat.
+// steps are what is measured cold over each link. Phases ask for the workload that they repeat.
 func (p plan) steps() []step {
 	var out []step
 	for _, b := range p.bases {
 		for _, w := range workloads {
 			s := step{base: b, w: w}
-			for _, phase := range p.phases {
-				if follows(phase, w.name, b) {
-					s.phases = append(s.phases, phase)
-				}
+			if w.name == principal[b] {
+				s.phases = p.phases
 			}
 			chosen := slices.ContainsFunc(p.workloads, func(c workload) bool { return c.name == w.name })
 			if w.on(b) && (chosen || len(s.phases) > 0) {
@@ -144,10 +144,15 @@ func (p plan) steps() []step {
 	return out
 }
 
-// follows reports whether the phase is measured after the workload on a base image.
-func follows(phase, workload, base string) bool {
-	if phase == filled {
-		return slices.Contains(fillable, workload)
+// fillable returns what is measured filled on a base image.
+func (p plan) fillable(base string) []workload {
+	if !p.filled {
+		return nil
 	}
-	return workload == principal[base]
+	return slices.DeleteFunc(slices.Clone(workloads), func(w workload) bool { return !slices.Contains(fillable, w.name) || !w.on(base) })
+}
+
+// uses reports whether anything is measured on a base image.
+func (p plan) uses(base string) bool {
+	return len(p.fillable(base)) > 0 || slices.ContainsFunc(p.steps(), func(s step) bool { return s.base == base })
 }

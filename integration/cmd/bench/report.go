@@ -183,10 +183,18 @@ func seconds(s *spread) string {
 	if s == nil {
 		return "-"
 	}
-	return fmt.Sprintf("%.1f s", s.Median)
+	return fmt.Sprintf("%.*f s", digits(s), s.Median)
 }
 
-func between(s *spread) string { return fmt.Sprintf("(%.1f-%.1f)", s.Min, s.Max) }
+func between(s *spread) string { return fmt.Sprintf("(%.*f-%.*f)", digits(s), s.Min, digits(s), s.Max) }
+
+// digits returns how many decimals of a time are worth showing.
+func digits(s *spread) int {
+	if s.Median < 1 {
+		return 2
+	}
+	return 1
+}
 
 func plural(n int, what string) string {
 	if n == 1 {

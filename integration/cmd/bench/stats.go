@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/link"
@@ -208,6 +209,16 @@ func (g *group) agree() error {
 			case s.Result != want:
 				return errors.New(g.Base + " " + g.Workload + ": " + first.Contestant + " built " + want + ", " + r.Contestant + " " + s.Result)
 			}
+		}
+	}
+	return nil
+}
+
+// agree returns an error if contestants built different things.
+func (rep *report) agree() error {
+	for _, g := range rep.Groups {
+		if err := g.agree(); err != nil {
+			return fmt.Errorf("contestants disagree: %w", err)
 		}
 	}
 	return nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"slices"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
@@ -37,7 +36,7 @@ func openStore(ctx context.Context, p plan) (_ *store, err error) {
 	}
 	defer func() { err = errors.Join(err, local.Close()) }()
 	for _, name := range p.bases {
-		if !slices.ContainsFunc(p.steps(), func(s step) bool { return s.base == name }) {
+		if !p.uses(name) {
 			continue
 		}
 		say("base image %s (kept in %s)", name, cache)
