@@ -203,7 +203,6 @@ func TestSteps(t *testing.T) {
 	}
 }
 
-// Whatever a file says, names are found in it or not.
 // A document each of whose words may mean all files of its layer is looked through for a while, and not for a minute.
 func TestHostileDocument(t *testing.T) {
 	const files, words = 20_000, 100_000
@@ -235,6 +234,7 @@ func TestHostileDocument(t *testing.T) {
 	}
 }
 
+// Whatever a file says, names are found in it or not.
 func FuzzMentions(f *testing.F) {
 	im := treeOf(f, said("a/b.py", "."), said("a/c/__init__.py", "."), entry{name: "a/l", target: "../a/l"})
 	s := NewScheduler(SchedulerOptions{})
