@@ -32,7 +32,7 @@ type engine struct {
 
 	ctx  context.Context //nolint:containedctx // of openings, which several mounts may wait for
 	end  context.CancelCauseFunc
-	wg   sync.WaitGroup // of openings
+	wg   sync.WaitGroup // of openings, and of what is read ahead of them
 	stop func() error
 
 	totals totals
@@ -43,6 +43,7 @@ type engine struct {
 	closed bool
 	layers map[store.Key]*served
 	mounts map[string]*served // by mount point
+	ends   ends
 }
 
 // layerDoor lets readers into an opened layer.

@@ -86,12 +86,13 @@ func (f format) parse(packed []byte, end int64, toc digest.Digest) (table, error
 	return ofEStargz(estargz.Parse(packed, end, estargz.Options{TOCDigest: toc}))
 }
 
-// open makes a layer of a blob. External is asked for a table of contents that stands elsewhere.
-func (f format) open(r io.ReaderAt, size int64, toc digest.Digest, external func() ([]byte, error)) (table, error) {
+// open makes a layer of a blob. Last are its last bytes, as far as they are known; external is asked for a table of contents that stands
+// elsewhere.
+func (f format) open(r io.ReaderAt, size int64, toc digest.Digest, last []byte, external func() ([]byte, error)) (table, error) {
 	if f.name == FormatZstdChunked {
 		return ofZstdChunked(zstdchunked.Open(r, size, zstdchunked.Options{TOCDigest: toc, Position: f.at}))
 	}
-	opt := estargz.Options{TOCDigest: toc}
+	opt := estargz.Options{TOCDigest: toc, Tail: estargz.TailOf(last, size)}
 	b, err := estargz.Open(r, size, opt)
 	if errors.Is(err, estargz.ErrExternalTOC) {
 		if opt.ExternalTOC, err = external(); err == nil {

@@ -35,7 +35,7 @@ func Peek(ctx context.Context, from io.ReaderAt, desc ocispecs.Descriptor, toc d
 	if err != nil {
 		return Contents{}, &MountError{Layer: desc.Digest, Err: err}
 	}
-	t, err := f.open(from, desc.Size, toc, func() ([]byte, error) {
+	t, err := f.open(from, desc.Size, toc, nil, func() ([]byte, error) {
 		if hosts == nil {
 			return nil, estargz.ErrExternalTOC
 		}

@@ -218,8 +218,9 @@ func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 		return table{}, err
 	}
 	turn.pass()
-	from := &readerAt{ctx: ctx, from: s, turn: turn}
-	t, err := f.open(from, size, s.key.TOC, func() ([]byte, error) {
+	end := s.takeEnd()
+	from := &readerAt{ctx: ctx, from: end.before(s), turn: turn}
+	t, err := f.open(from, size, s.key.TOC, end.p, func() ([]byte, error) {
 		turn.pass()
 		defer turn.take(ctx)
 		return s.externalTOC(ctx)
@@ -227,7 +228,9 @@ func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 	if err != nil {
 		return table{}, err
 	}
-	s.tail = from.first.until(t.end)
+	if s.tail = from.first.until(t.end); len(s.tail.p) == 0 {
+		s.tail = end.until(t.end)
+	}
 	keep := append(binary.BigEndian.AppendUint64(nil, uint64(t.end)), t.packed...)
 	if s.held, err = e.store.Create(s.key, bytes.NewReader(keep)); err != nil {
 		return table{}, err

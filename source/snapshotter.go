@@ -43,6 +43,9 @@ type SnapshotterOptions struct {
 	// Expect, if not nil, is told what was expected of an image when its topmost lazy layer, which it names, has been mounted. It must
 	// not wait.
 	Expect func(layer digest.Digest, files [][]string)
+	// LookAhead, if not nil, is told the labels of an image's lowest lazy layer, and the sessions that may read it, when a build is likely to
+	// mount it soon. It must not wait.
+	LookAhead func(labels map[string]string, sessions []string)
 	// Hosts returns the hosts that serve a repository, with the credentials of these sessions. Without it, nothing can be passed on from
 	// one registry to another.
 	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)

@@ -221,6 +221,14 @@ func (s *Store) Acquire(key Key) (*Layer, error) {
 	return l, nil
 }
 
+// Has reports whether the store has the layer now. It doesn't count as a use.
+func (s *Store) Has(key Key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.layers[key]
+	return ok
+}
+
 // Under s.mu.
 func (s *Store) hold(l *Layer) {
 	l.refs++

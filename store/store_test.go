@@ -162,12 +162,15 @@ func TestLayer(t *testing.T) {
 	fx := newFixture("a", rng, 5000, 1, 4096, 12000, 5000, 100)
 	s := open(t, t.TempDir(), Options{})
 
-	if _, err := s.Acquire(fx.key); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.Acquire(fx.key); !errors.Is(err, fs.ErrNotExist) || s.Has(fx.key) {
 		t.Fatalf("Acquire of nothing: %v", err)
 	}
 	l, err := s.Create(fx.key, bytes.NewReader(fx.toc))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !s.Has(fx.key) {
+		t.Error("the store hasn't got what was created")
 	}
 	if l.Have(0) || l.Verify(0) || l.Complete() || l.Done() != nil || l.Model() != nil || l.File() != nil {
 		t.Error("an unbound layer has something")

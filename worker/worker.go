@@ -64,6 +64,7 @@ type Worker struct {
 	reporter    *report.Reporter
 	snapshotter snapshots.Snapshotter
 	planner     *source.Snapshotter // nil without lazy layers
+	images      *source.Source
 	door        Door
 	accounts    accounts
 	unregister  func() error // metrics
@@ -141,6 +142,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			Reporter:     w.reporter,
 			Registry:     registryOf(hosts, opt.SessionManager),
 			Expect:       w.expectIn,
+			LookAhead:    w.lookAhead,
 			Hosts:        opt.hosts,
 			Blob:         blobOptions(opt, w.reporter),
 		})
@@ -166,12 +168,14 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	w.planner = planner
 	w.CacheMgr = source.BindTables(w.CacheMgr)
 	w.ImageSource.CacheAccessor, w.OCILayoutSource.CacheAccessor = w.CacheMgr, w.CacheMgr
+	w.ImageSource.ContentStore = manifests{w.ImageSource.ContentStore}
 	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
 	if !door.Lazy {
 		sopt.Eager = door.Reason
 	}
 	// The last registration of a scheme wins.
-	w.SourceManager.Register(source.New(w.ImageSource, sopt))
+	w.images = source.New(w.ImageSource, sopt)
+	w.SourceManager.Register(w.images)
 	w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
 	if door.Lazy {
 		// What the cache manager has just forgotten, since nobody knows where it comes from, must go before a build takes

@@ -45,7 +45,7 @@ type Options struct {
 	TOCDigest digest.Digest
 	// ExternalTOC is the TOC of a blob that has it elsewhere: a gzip'ed tar. Other blobs don't need it.
 	ExternalTOC []byte
-	// Tail is how many bytes at the end of the blob to read at first. 0 is a guess that is mostly enough.
+	// Tail is how many bytes at the end of the blob to read at first: what [TailOf] returns is just enough. 0 is a guess that mostly is.
 	Tail int64
 }
 
@@ -109,6 +109,21 @@ const (
 	smallTail = 128 << 10
 	largeTail = 308 << 10
 )
+
+// TailOf returns how many bytes at the end of a blob of the given size are its TOC and the footer, as the last bytes of the blob say; 0 if
+// these don't say, or it's more than a TOC may have.
+func TailOf(last []byte, size int64) int64 {
+	foot, err := parseFooter(last, size)
+	switch {
+	case err != nil:
+		return 0
+	case foot.external:
+		return int64(foot.size)
+	case foot.start-foot.toc > MaxCompressedTOC:
+		return 0
+	}
+	return size - foot.toc
+}
 
 func tailSize(size int64, opt Options) int64 {
 	tail := opt.Tail

@@ -80,6 +80,33 @@ func TestReads(t *testing.T) {
 	}
 }
 
+func TestTailOf(t *testing.T) {
+	large := blobOf(t, 1<<20, randomTOC(t, 1000))
+	size := int64(len(large.data))
+	ext := external(t, layertest.Tar(t, file("a", "x")))
+	far := append(make([]byte, 100), stargz.CreateGzipFooter([]byte("SG\x16\x000000000000000000STARGZ"))...)
+	for name, c := range map[string]struct {
+		last       []byte
+		size, want int64
+	}{
+		"all of a blob":      {large.data, size, size - 1<<20},
+		"some of it":         {large.data[size-5000:], size, size - 1<<20},
+		"the footer":         {large.data[size-51:], size, size - 1<<20},
+		"less":               {large.data[size-50:], size, 0},
+		"nothing":            {nil, size, 0},
+		"external TOC":       {ext.data[len(ext.data)-60:], int64(len(ext.data)), 46},
+		"legacy":             {legacyFooter(t, 40), 100, 60},
+		"too large":          {far, 51 + estargz.MaxCompressedTOC + 1, 0},
+		"behind the footer":  {large.data[size-51:], 1 << 20, 0},
+		"something else":     {make([]byte, 1000), 1000, 0},
+		"as large as may be": {far, 51 + estargz.MaxCompressedTOC, 51 + estargz.MaxCompressedTOC},
+	} {
+		if got := estargz.TailOf(c.last, c.size); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
+
 func TestReadErrors(t *testing.T) {
 	b := blobOf(t, 1<<20, `{}`)
 	gone := errors.New("registry is gone")
