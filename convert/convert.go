@@ -2,7 +2,7 @@
 // layers are of a lazily pullable [Format].
 //
 // A layer streams: out of the source, decompressed, into the format's writer and into an upload whose digest is known at its end. None of
-// it lands on disk on the way to a registry; what is in memory is bounded by the writers' pool. Layers are converted side by side.
+// it lands on disk on the way to a registry, unless its files are put [InOrder]; what is in memory is bounded by the writers' pool. Layers are converted side by side.
 //
 // # What becomes of what
 //
@@ -106,6 +106,8 @@ type LayerResult struct {
 	ToSize int64         `json:"toSize"`
 	// Lossy is a name that the format can't hold: the layer is a valid one, and not lazy.
 	Lossy string `json:"lossy,omitempty"`
+	// First is how many files come first, of a converted layer: see [InOrder].
+	First int `json:"first,omitempty"`
 }
 
 // Convert writes what src names, converted, to dst. Errors name the layer and what to do.
@@ -211,7 +213,7 @@ func (c *conversion) result(root *node) Result {
 			continue
 		}
 		r.Layers = append(r.Layers, LayerResult{
-			Layer: b.layer(), Action: b.action, Reason: b.reason, To: b.now.Digest, ToSize: b.now.Size, Lossy: b.lossy,
+			Layer: b.layer(), Action: b.action, Reason: b.reason, To: b.now.Digest, ToSize: b.now.Size, Lossy: b.lossy, First: b.first,
 		})
 	}
 	return r

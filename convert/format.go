@@ -40,6 +40,8 @@ type Written struct {
 	Annotations map[string]string
 	// Lossy is a name that the format can't hold, "" if there is none. Such a layer isn't lazy.
 	Lossy string
+	// First is how many files come first: see [InOrder].
+	First int
 }
 
 // NewEStargz returns the format eStargz.

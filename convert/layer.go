@@ -46,6 +46,7 @@ type blobJob struct {
 	now    ocispecs.Descriptor // digest, size and media type
 	was    *memory             // of a converted one
 	lossy  string
+	first  int // files that come first, if this conversion has counted them
 }
 
 func (b *blobJob) layer() Layer {
@@ -283,7 +284,7 @@ func (c *conversion) converted(ctx context.Context, b *blobJob) error {
 		Annotations: made.Annotations, Lossy: made.Lossy,
 	}
 	c.use(b, m)
-	b.action = Converted
+	b.action, b.first = Converted, made.First
 	return nil
 }
 

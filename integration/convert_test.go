@@ -283,3 +283,36 @@ func TestConvertDiskFull(t *testing.T) {
 		}
 	}
 }
+
+// TestConvertPrioritize puts the files of a list first, and says so if there are none.
+func TestConvertPrioritize(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	home := t.TempDir()
+	push(t, reg, "base:plain", busybox(t, bigLayer(t, 4<<20)), baseimage.Gzip)
+	src, dst := reg.Ref("base:plain"), reg.Ref("lazy:1")
+	list := writeFile(t, t.TempDir(), "list", "# what is read first\n/big/2\n/big/1\n")
+	if r := runTool(t, home, "convert", "--lazy-prioritize", list, src, dst); r.status != 0 || strings.Contains(r.stderr, "lazy-prioritize") {
+		t.Fatalf("convert: %+v", r)
+	}
+	img := pull(t, reg, "lazy:1")
+	wantEStargz(t, img)
+	wantFirst(t, img, 0, ".no.prefetch.landmark")
+	wantFirst(t, img, 1, "big/2", "big/1", ".prefetch.landmark", "big/0")
+
+	none := writeFile(t, t.TempDir(), "none", `["/not/there"]`)
+	for name, c := range map[string]struct {
+		args   []string
+		status int
+		says   string
+	}{
+		"nothing first":   {[]string{"--lazy-prioritize", none, src, reg.Ref("lazy:2")}, 0, "none of its paths is in a layer that was converted"},
+		"all lazy":        {[]string{"--lazy-prioritize", list, dst, reg.Ref("lazy:3")}, 0, "those that are lazy already stay as they are"},
+		"no such file":    {[]string{"--lazy-prioritize", none + "s", src, reg.Ref("lazy:4")}, 1, none + "s: no such file"},
+		"empty":           {[]string{"--lazy-prioritize", writeFile(t, t.TempDir(), "empty", "#\n"), src, reg.Ref("lazy:4")}, 1, "the list of files is empty"},
+		"for zstdchunked": {[]string{"--compression", "zstdchunked", "--lazy-prioritize", list, src, reg.Ref("lazy:4")}, 1, "is for --compression=estargz only"},
+	} {
+		if r := runTool(t, home, append([]string{"convert"}, c.args...)...); r.status != c.status || !strings.Contains(r.stderr, c.says) {
+			t.Errorf("%s: %+v, want status %d and %q", name, r, c.status, c.says)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/convert"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/order"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
 )
@@ -23,6 +24,7 @@ func convertCommand() *cli.Command {
 		&cli.StringFlag{Name: "compression-level", Usage: "`LEVEL`, -2 to 9 of estargz, 0 to 22 of zstdchunked", DefaultText: "the format's"},
 		&cli.StringFlag{Name: "estargz-chunk-size", Usage: "`SIZE` of what is fetched and verified at once, such as 1MiB", DefaultText: "4MiB"},
 		&cli.StringFlag{Name: "estargz-min-chunk-size", Usage: "`SIZE` up to which small files share a gzip stream, such as 64k", DefaultText: "64k; 0 lets none do"},
+		&cli.StringFlag{Name: "lazy-prioritize", Usage: "`FILE` with a list of the files that come first in their layers, as for exports"},
 		&cli.StringSliceFlag{Name: "cache-from", Usage: "`IMAGE` converted before, whose layers need not be converted again; repeatable. That of DST is always looked at"},
 		&cli.StringFlag{Name: "state", Usage: "`DIR` that remembers which layers have been converted", DefaultText: "buildkitd-lazy/convert in the user's cache directory"},
 		&cli.BoolFlag{Name: "no-cache", Usage: "convert layers again that have been before"},
@@ -94,17 +96,34 @@ func convertImage(ctx context.Context, c *cli.Command) (err error) {
 		}
 		return err
 	}
-	for _, l := range result.Layers {
-		if l.Lossy != "" {
-			fmt.Fprintf(c.Root().ErrWriter, "layer %s isn't lazy: the name %q, which isn't UTF-8, has no place in its table of contents\n", l.To, l.Lossy)
-		}
-	}
+	warn(c, result)
 	out := c.Root().Writer
 	if format != nil {
 		return executeFormat(out, format, result)
 	}
 	_, err = fmt.Fprintf(out, "%s@%s\n", result.Ref, result.Digest)
 	return err
+}
+
+// warn says what is not as it was probably meant.
+func warn(c *cli.Command, result convert.Result) {
+	first, converted, reused := 0, false, false
+	for _, l := range result.Layers {
+		if l.Lossy != "" {
+			fmt.Fprintf(c.Root().ErrWriter, "layer %s isn't lazy: the name %q, which isn't UTF-8, has no place in its table of contents\n", l.To, l.Lossy)
+		}
+		first += l.First
+		converted = converted || l.Action == convert.Converted
+		reused = reused || l.Action == convert.Reused // nobody knows any more how many files come first in it
+	}
+	list := c.String("lazy-prioritize")
+	switch {
+	case list == "" || first > 0 || reused:
+	case converted:
+		fmt.Fprintf(c.Root().ErrWriter, "--lazy-prioritize=%s: none of its paths is in a layer that was converted\n", list)
+	default:
+		fmt.Fprintf(c.Root().ErrWriter, "--lazy-prioritize=%s: no layer was converted; those that are lazy already stay as they are\n", list)
+	}
 }
 
 // convertOptions are what the flags say, but for images.
@@ -171,8 +190,24 @@ func layerFormat(c *cli.Command) (convert.Format, error) {
 		}
 		*f.to = max(n, 1) // 0 is no default here: each file by itself, which takes one byte at least
 	}
+	path := c.String("lazy-prioritize")
 	if name == "zstdchunked" {
+		if path != "" {
+			return nil, fmt.Errorf("--lazy-prioritize=%s is for --compression=estargz only", path)
+		}
 		return convert.NewZstdChunked(zstdchunked.WriteOptions{Level: level}), nil
 	}
-	return convert.NewEStargz(opt), nil
+	format := convert.NewEStargz(opt)
+	if path == "" {
+		return format, nil
+	}
+	list, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("--lazy-prioritize: %w", err)
+	}
+	parsed, err := order.Parse(list)
+	if err != nil {
+		return nil, fmt.Errorf("--lazy-prioritize=%s: %w", path, err)
+	}
+	return convert.InOrder(format, parsed, ""), nil
 }
