@@ -210,24 +210,16 @@ func checkTOC(what string, image bool, attrs map[string]string) error {
 		return fmt.Errorf("%s is for compression=estargz only; choose that or leave %s out", keyExternalTOC, keyExternalTOC)
 	}
 	if !image {
-		return fmt.Errorf("%s is for the image exporter only: the tables of contents are an image of their own, which the %s has no place for", keyExternalTOC, what)
+		return fmt.Errorf("%s is for the image exporter only: the tables of contents are an image of their own, which the %s has no place for; push the image, and copy it and NAME:TAG%s from there", keyExternalTOC, what, tocImageSuffix)
 	}
 	// What isn't a boolean is BuildKit's to refuse.
 	if b, err := boolean(attrs, string(exptypes.OptKeyPush)); err == nil && !b {
 		return fmt.Errorf("%s needs push=true: the tables of contents are pushed to NAME:TAG%s", keyExternalTOC, tocImageSuffix)
 	}
-	for _, k := range []string{string(exptypes.OptKeyPushByDigest), string(exptypes.OptKeyRewriteTimestamp)} {
-		if b, err := boolean(attrs, k); err == nil && b {
-			return fmt.Errorf("%s conflicts with %s: %s", keyExternalTOC, k, conflicts[k])
-		}
+	if b, err := boolean(attrs, string(exptypes.OptKeyPushByDigest)); err == nil && b {
+		return fmt.Errorf("%s conflicts with %s: readers find the tables of contents by the image's tag", keyExternalTOC, exptypes.OptKeyPushByDigest)
 	}
 	return nil
-}
-
-// conflicts are what external TOCs don't go with.
-var conflicts = map[string]string{
-	string(exptypes.OptKeyPushByDigest):     "readers find the tables of contents by the image's tag",
-	string(exptypes.OptKeyRewriteTimestamp): "BuildKit would write the tables of contents into the layers",
 }
 
 func checkLevel(compression string, attrs map[string]string) error {

@@ -41,7 +41,7 @@ func (e *eStargz) rewrites() bool { return e.order != nil || e.opt.ExternalTOC }
 var pool = sync.OnceValue(func() *estargz.Pool { return estargz.NewPool(0) })
 
 func newEStargz(opt estargz.WriteOptions) *eStargz {
-	return &eStargz{Type: compression.EStargz, opt: opt, tocs: &tocs{of: map[digest.Digest]tocOf{}}}
+	return &eStargz{Type: compression.EStargz, opt: opt, tocs: newTOCs()}
 }
 
 // replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.

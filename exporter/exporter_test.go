@@ -56,8 +56,8 @@ func TestCheck(t *testing.T) {
 		"external for gzip":      {"image", attrs{"push": "true", "estargz-external-toc": "true"}, nil, "estargz-external-toc is for compression=estargz only"},
 		"external, not pushed":   {"image", attrs{"compression": "estargz", "estargz-external-toc": "true"}, nil, "estargz-external-toc needs push=true|-esgztoc"},
 		"external, by digest":    {"image", attrs{"compression": "estargz", "push": "true", "push-by-digest": "true", "estargz-external-toc": "true"}, nil, "conflicts with push-by-digest|by the image's tag"},
-		"external, rewritten":    {"image", attrs{"compression": "estargz", "push": "true", "rewrite-timestamp": "true", "estargz-external-toc": "true"}, nil, "conflicts with rewrite-timestamp"},
-		"external in a tar":      {"oci", attrs{"compression": "estargz", "estargz-external-toc": "true"}, nil, "for the image exporter only|oci exporter has no place"},
+		"external, rewritten":    {"image", attrs{"compression": "estargz", "oci-mediatypes": "true", "push": "true", "rewrite-timestamp": "true", "estargz-external-toc": "true"}, nil, ""},
+		"external in a tar":      {"oci", attrs{"compression": "estargz", "estargz-external-toc": "true"}, nil, "for the image exporter only|oci exporter has no place|NAME:TAG-esgztoc"},
 		"list of files":          {"tar", attrs{"lazy-prioritize": "list"}, nil, `unknown attribute "lazy-prioritize" of the tar exporter`},
 	} {
 		t.Run(name, func(t *testing.T) {

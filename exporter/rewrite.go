@@ -130,7 +130,7 @@ func (r *rewriting) do(ctx context.Context, remote *solver.Remote, comp compress
 func (r *rewriting) layer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor, comp compression.Config) (*ocispecs.Descriptor, error) {
 	key := r.key(comp)
 	if known := r.known(ctx, cs, desc.Digest, key); known != nil {
-		return known, nil
+		return known, r.external(ctx, cs, desc.Digest, known, comp)
 	}
 	convert, err := converter.NewWithRewriteTimestamp(ctx, cs, desc, comp, &r.epoch, nil)
 	if err != nil || convert == nil {
@@ -143,7 +143,24 @@ func (r *rewriting) layer(ctx context.Context, cs content.Store, desc ocispecs.D
 	if err := r.remember(ctx, cs, desc.Digest, key, *rewritten); err != nil {
 		bklog.G(ctx).WithError(err).WithField("layer", desc.Digest).Warn("a layer that was rewritten for its timestamps isn't kept")
 	}
-	return rewritten, nil
+	return rewritten, r.external(ctx, cs, desc.Digest, rewritten, comp)
+}
+
+// isEStargzLabel says to BuildKit whether a blob is eStargz. It doesn't know external TOCs, and would write the layer once more.
+const isEStargzLabel = "buildkit.io/compression/estargz"
+
+// external has the TOC of a layer that was rewritten exported in the place of that of the layer it was made of, if they are external.
+func (r *rewriting) external(ctx context.Context, cs content.Store, from digest.Digest, desc *ocispecs.Descriptor, comp compression.Config) error {
+	e, ok := comp.Type.(*eStargz)
+	if !ok || !e.opt.ExternalTOC {
+		return nil
+	}
+	info, err := cs.Update(ctx, content.Info{Digest: desc.Digest, Labels: map[string]string{isEStargzLabel: "true"}}, "labels."+isEStargzLabel)
+	if err != nil {
+		return err
+	}
+	e.tocs.drop(from)
+	return e.tocs.annotate(desc, info)
 }
 
 // A blob that was rewritten has a label with the descriptor of what it has become, and another one that keeps that as long as itself.

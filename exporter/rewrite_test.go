@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/cache"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -111,6 +112,67 @@ func TestRewrite(t *testing.T) {
 	do(5, gzip.SetLevel(1), true)
 	do(5, ours(estargz.WriteOptions{ChunkSize: 64 << 10}), true)
 	do(5, gzip, false)
+}
+
+// The tables of contents that are exported are those of the layers as rewritten, and BuildKit takes these for done.
+func TestRewriteWithExternalTOCs(t *testing.T) {
+	cs := contentStore(t)
+	made, err := convert(t.Context(), cs, put(t, cs, datedTar(t, "own")), ours(estargz.WriteOptions{ExternalTOC: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first ocispecs.Descriptor
+	for range 2 { // the second time it's known
+		comp := ours(estargz.WriteOptions{ExternalTOC: true})
+		tocs := comp.Type.(*eStargz).tocs
+		info, err := cs.Info(t.Context(), made.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		desc := *made
+		if err := tocs.annotate(&desc, info); err != nil {
+			t.Fatal(err)
+		}
+		r := &rewriting{epoch: time.Unix(5, 0), store: cs}
+		got, err := r.do(t.Context(), &solver.Remote{Descriptors: []ocispecs.Descriptor{desc}, Provider: cs}, comp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := got.Descriptors[0]
+		toc := d.Annotations[stargz.TOCJSONDigestAnnotation]
+		if d.Digest == desc.Digest || toc == "" || toc == desc.Annotations[stargz.TOCJSONDigestAnnotation] {
+			t.Errorf("rewritten: %+v", d)
+		}
+		if of, ok := tocs.of[d.Digest]; !ok || of.TOC.String() != toc || len(tocs.of) != 1 {
+			t.Errorf("tables of contents %+v, want that of %s", tocs.of, d.Digest)
+		}
+		if needs, err := compression.EStargz.NeedsConversion(t.Context(), cs, d); needs || err != nil {
+			t.Errorf("BuildKit would write it once more: %t, %v", needs, err)
+		}
+		if first.Digest == "" {
+			first = d
+		}
+		if d.Digest != first.Digest || !maps.Equal(d.Annotations, first.Annotations) {
+			t.Errorf("again: %+v, want %+v", d, first)
+		}
+	}
+	// A layer that another platform has as it is keeps its table.
+	tocs := newTOCs()
+	info, err := cs.Info(t.Context(), made.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		desc := *made
+		if err := tocs.annotate(&desc, info); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []int{1, 0} {
+		if tocs.drop(made.Digest); len(tocs.of) != want {
+			t.Errorf("%d tables of contents, want %d", len(tocs.of), want)
+		}
+	}
 }
 
 // What BuildKit would log, and export as it was, is an error.

@@ -61,9 +61,12 @@ func storeTOC(ctx context.Context, cs content.Store, w *estargz.Written) (map[st
 
 // tocs are the external TOCs of an export, by the layers that they belong to.
 type tocs struct {
-	mu sync.Mutex
-	of map[digest.Digest]tocOf
+	mu   sync.Mutex
+	of   map[digest.Digest]tocOf
+	uses map[digest.Digest]int // of a layer, by platforms
 }
+
+func newTOCs() *tocs { return &tocs{of: map[digest.Digest]tocOf{}, uses: map[digest.Digest]int{}} }
 
 // annotate adds the annotation by which readers know that a layer has a TOC, if it has an external one, and takes note of it.
 func (t *tocs) annotate(desc *ocispecs.Descriptor, info content.Info) error {
@@ -83,7 +86,18 @@ func (t *tocs) annotate(desc *ocispecs.Descriptor, info content.Info) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.of[desc.Digest] = of
+	t.uses[desc.Digest]++
 	return nil
+}
+
+// drop forgets a layer that has become another one, unless it's also exported as it is.
+func (t *tocs) drop(layer digest.Digest) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.uses[layer]--; t.uses[layer] <= 0 {
+		delete(t.of, layer)
+		delete(t.uses, layer)
+	}
 }
 
 // Registries are where images of TOCs are pushed to.

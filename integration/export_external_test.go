@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/containerd/stargz-snapshotter/estargz/externaltoc"
@@ -106,6 +107,21 @@ func TestExportExternalTOC(t *testing.T) {
 	t.Run("with a list", func(t *testing.T) {
 		export(t, "app:2", ",estargz-external-toc=true,lazy-prioritize=list")
 		wantFirst(t, wantReadable(t, "app:2"), n, "app/lib/30", estargz.PrefetchLandmark)
+	})
+	t.Run("rewritten", func(t *testing.T) {
+		epoch := time.Unix(1_600_000_000, 0)
+		for _, tag := range []string{"app:6", "app:7"} { // the second one is known
+			build(t, d, client.Solve{
+				Dockerfile: prioritized(reg.Ref("base:estargz")), BuildArgs: []string{"SOURCE_DATE_EPOCH=1600000000"},
+				Outputs: imageTo(reg, tag, ",estargz-external-toc=true,rewrite-timestamp=true"),
+			})
+			for _, h := range layerHeaders(t, wantReadable(t, tag), hash(t, layerDigests(t, pull(t, reg, tag))[n])) {
+				if h.time.After(epoch) {
+					t.Errorf("%s: %s is of %s", tag, h.name, h.time)
+				}
+			}
+		}
+		wantLazy(t, "app:6")
 	})
 	t.Run("inside again", func(t *testing.T) {
 		inside := export(t, "app:3", "")
