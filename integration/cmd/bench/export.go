@@ -48,6 +48,12 @@ COPY --from=base /var /var
 COPY --from=base /etc /etc
 `
 
+// oneLayerDockerfile makes one of 500 MB.
+const oneLayerDockerfile = `FROM %s AS base
+FROM scratch
+COPY --from=base /usr/local /usr/share /usr/bin /usr/include /var /
+`
+
 // An exported is one measured export of an image that has been built.
 type exported struct {
 	seconds float64
@@ -141,7 +147,11 @@ func exportOnce(ctx context.Context, p plan, w writer, reg *registry.Registry, w
 		return exported{}, err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	what := client.Solve{Dockerfile: fmt.Sprintf(exportDockerfile, reg.Ref("debian:zstd"))}
+	dockerfile := exportDockerfile
+	if p.oneLayer {
+		dockerfile = oneLayerDockerfile
+	}
+	what := client.Solve{Dockerfile: fmt.Sprintf(dockerfile, reg.Ref("debian:zstd"))}
 	if _, err := solve(ctx, p, d, what); err != nil {
 		return exported{}, err
 	}

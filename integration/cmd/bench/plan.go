@@ -43,6 +43,7 @@ type plan struct {
 	lock        string
 	export      bool     // measure exports, and nothing else
 	writers     []writer // of exports
+	oneLayer    bool     // exports have
 	push        bool     // measure a push, and nothing else
 }
 
@@ -59,8 +60,9 @@ func parse(args []string) (plan, error) {
 	timeout := fs.Duration("timeout", 10*time.Minute, "a build that takes longer has failed")
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
 	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
-	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -writer, -runs, -timeout and -lock count")
+	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -writer, -one-layer, -runs, -timeout and -lock count")
 	layers := fs.String("writer", "all", "with -export: ours-estargz, stock-estargz, stock-gzip, stock-zstd, or all; the first is compared with each")
+	oneLayer := fs.Bool("one-layer", false, "with -export: one layer of 500 MB instead of seven, for its memory")
 	push := fs.Bool("push", false, "measure what goes over the network when a one-line change on top of the lazy Debian image is exported and pushed, instead of builds; of the flags, -timeout and -lock count")
 	if err := fs.Parse(args); err != nil {
 		return plan{}, err
@@ -70,6 +72,9 @@ func parse(args []string) (plan, error) {
 	}
 	if *runs < 1 {
 		return plan{}, fmt.Errorf("-runs %d: nothing to measure", *runs)
+	}
+	if *oneLayer && !*export {
+		return plan{}, errors.New("-one-layer is for -export")
 	}
 	if !slices.Contains([]string{"", http1, http2}, *secure) {
 		return plan{}, fmt.Errorf("-tls %s: there are %s and %s", *secure, http1, http2)
@@ -87,7 +92,7 @@ func parse(args []string) (plan, error) {
 			}
 		}
 	}
-	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export, push: *push}
+	p := plan{runs: *runs, timeout: *timeout, tls: *secure, json: *json, lock: *lock, export: *export, oneLayer: *oneLayer, push: *push}
 	self := func(s string) string { return s }
 	var errs [6]error
 	p.shapes, errs[0] = choose("link", *links, shapes, func(s namedShape) string { return s.name })

@@ -70,6 +70,7 @@ func TestBadFlags(t *testing.T) {
 		"-contestant theirs":   {"-contestant", `"theirs"`, "overlayfs-zstd"},
 		"-export -writer bzip": {"-writer", `"bzip"`, "ours-estargz, stock-estargz"},
 		"-runs 0":              {"-runs 0"},
+		"-one-layer":           {"-one-layer is for -export"},
 		"-tls http3":           {"-tls http3", "http1", "http2"},
 		"-base go -workload c": {"c", "go", "none"},
 		"quick":                {`"quick"`},
