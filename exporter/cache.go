@@ -11,7 +11,7 @@ import (
 // Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type. The worker that has
 // the layers must get them by [GetRemotes].
 func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lists) remotecache.ResolveCacheExporterFunc {
-	resolve = Shared(resolve)
+	resolve = reading(aCache, resolve)
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		attrs = maps.Clone(attrs)
 		if err := checkCache(name, attrs); err != nil {

@@ -38,15 +38,31 @@ type streaming struct {
 	content.InfoReaderProvider
 	blobs   Blobs
 	session session.Group
+	only    func() bool // asked for each blob, if there is one
 }
 
 // ReaderAt implements content.Provider.
 func (p *streaming) ReaderAt(ctx context.Context, desc ocispecs.Descriptor) (content.ReaderAt, error) {
+	if p.only != nil && !p.only() {
+		return p.InfoReaderProvider.ReaderAt(ctx, desc)
+	}
 	r, err := p.blobs.Stream(ctx, desc, p.session)
 	if cerrdefs.IsNotFound(err) {
 		return p.InfoReaderProvider.ReaderAt(ctx, desc)
 	}
 	return r, err
+}
+
+// ToCache has the lazy layers of remotes passed on to the cache that the build of a session exports, if nobody else wants them.
+func ToCache(remotes []*solver.Remote, blobs Blobs, g session.Group) []*solver.Remote {
+	only := func() bool {
+		return slices.ContainsFunc(session.AllSessionIDs(g), func(id string) bool { return wanted.alone(id, aCache) })
+	}
+	remotes = slices.Clone(remotes)
+	for i, r := range remotes {
+		remotes[i] = &solver.Remote{Descriptors: r.Descriptors, Provider: &streaming{r.Provider, blobs, g, only}}
+	}
+	return remotes
 }
 
 // A push is under way where the context has one.
@@ -66,8 +82,10 @@ func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Sou
 	for _, r := range repositories {
 		hosts[reference.Domain(r)] = true
 	}
+	done := wanted.addPush(sessionID, src)
 	return func(ctx context.Context) error {
-		p := push{stream: len(hosts) < 2 && !withCache.has(sessionID)}
+		defer done()
+		p := push{stream: len(hosts) < 2 && wanted.alone(sessionID, aPush)}
 		if err := finalize(context.WithValue(ctx, pushKey{}, p)); err != nil {
 			return err
 		}
@@ -110,7 +128,7 @@ func (r *ref) toPush(ctx context.Context, remote *solver.Remote, g session.Group
 		d.Annotations = withSources(d.Annotations, r.blobs.Repositories(d.Digest))
 	}
 	if p.stream {
-		remote.Provider = &streaming{remote.Provider, r.blobs, g}
+		remote.Provider = &streaming{remote.Provider, r.blobs, g, nil}
 	}
 	return remote
 }

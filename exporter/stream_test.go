@@ -3,10 +3,13 @@ package exporter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	cerrdefs "github.com/containerd/errdefs"
@@ -171,18 +174,118 @@ func TestNoPush(t *testing.T) {
 	}
 }
 
-func TestSessionsOfCaches(t *testing.T) {
-	var s sessions
+func TestReaders(t *testing.T) {
+	var r readers
 	ctx, end := context.WithCancelCause(t.Context())
-	s.add(ctx, session.NewGroup("a", "b"))
-	s.add(t.Context(), session.NewGroup("b"))
-	if !s.has("a") || !s.has("b") || s.has("c") {
-		t.Errorf("sessions %v", s.n)
+	r.add(ctx, session.NewGroup("a", "b"), aCache)
+	r.add(t.Context(), session.NewGroup("b"), aCache)
+	r.add(t.Context(), session.NewGroup("d"), aSeekingCache)
+	for id, want := range map[string]bool{"a": true, "b": false, "c": false, "d": false} {
+		if r.alone(id, aCache) != want {
+			t.Errorf("%s: %v, want one cache alone: %t", id, r.n[id], want)
+		}
 	}
-	s.count([]string{"a"}, -1)
-	if s.has("a") {
-		t.Error("a is over")
+	src := &bkexporter.Source{}
+	done := r.addPush("a", src)
+	if r.alone("a", aCache) || r.alone("a", aPush) {
+		t.Errorf("a cache beside a push is alone: %v", r.n)
 	}
-	s.count([]string{"a"}, 1)
+	done()
+	done()
+	if !r.alone("a", aCache) {
+		t.Errorf("pushed: %v", r.n)
+	}
 	end(io.EOF)
+	for deadline := time.Now().Add(10 * time.Second); r.left("a") && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if r.left("a") {
+		t.Errorf("the build is over: %v", r.n)
+	}
+	// Of what is never pushed, because another output fails, nothing is left.
+	r.addPush("e", &bkexporter.Source{})
+	for deadline := time.Now().Add(10 * time.Second); r.left("e") && time.Now().Before(deadline); {
+		runtime.GC()
+	}
+	if r.left("e") {
+		t.Errorf("not pushed: %v", r.n)
+	}
+	runtime.KeepAlive(src)
+}
+
+func (r *readers) left(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.n[id] != nil
+}
+
+// The blobs of lazy layers are passed on to a cache, unless others want them.
+func TestCacheStreams(t *testing.T) {
+	lazy := ocispecs.Descriptor{Digest: digest.FromString("lazy")}
+	blobs := &registryBlobs{lazy: map[digest.Digest]bool{lazy.Digest: true}}
+	remote := &solver.Remote{Descriptors: []ocispecs.Descriptor{lazy}, Provider: contentutil.NewMultiProvider(contentStore(t))}
+	resolve := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) {
+		return &cacheTo{}, nil
+	}
+	for name, c := range map[string]struct {
+		caches  []remotecache.ResolveCacheExporterFunc
+		pushes  bool
+		streams bool
+	}{
+		"alone":              {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil)}, false, true},
+		"two":                {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil), Cache("local", resolve, nil)}, false, false},
+		"beside a push":      {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil)}, true, false},
+		"one that seeks":     {[]remotecache.ResolveCacheExporterFunc{Shared(resolve)}, false, false},
+		"beside one of them": {[]remotecache.ResolveCacheExporterFunc{Shared(resolve), Cache("local", resolve, nil)}, false, false},
+		"no cache":           {nil, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, src := session.NewGroup("cache "+name), &bkexporter.Source{}
+			for _, resolve := range c.caches {
+				if _, err := resolve(t.Context(), g, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.pushes {
+				defer wanted.addPush("cache "+name, src)()
+			}
+			got := ToCache([]*solver.Remote{remote}, blobs, g)[0]
+			if _, err := got.Provider.ReaderAt(t.Context(), lazy); errors.Is(err, errStreamed) != c.streams {
+				t.Errorf("%v, want it streamed: %t", err, c.streams)
+			}
+			if _, ok := remote.Provider.(*streaming); ok {
+				t.Error("BuildKit's own remote has changed")
+			}
+			runtime.KeepAlive(src)
+		})
+	}
+}
+
+// Two outputs that push have the layers from the content store.
+func TestTwoPushes(t *testing.T) {
+	lazy := ocispecs.Descriptor{Digest: digest.FromString("lazy")}
+	ref := &remoteRef{remote: solver.Remote{Descriptors: []ocispecs.Descriptor{lazy}, Provider: contentutil.NewMultiProvider(contentStore(t))}}
+	src := &bkexporter.Source{Ref: ref}
+	var outputs [2]*pushes
+	var finalize [2]bkexporter.FinalizeFunc
+	for i := range outputs {
+		outputs[i] = &pushes{name: fmt.Sprint("r.test/a:", i)}
+		e := New("image", outputs[i])
+		e.Blobs = &registryBlobs{lazy: map[digest.Digest]bool{lazy.Digest: true}}
+		inst, err := e.Resolve(t.Context(), i, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, finalize[i], _, err = inst.Export(t.Context(), src, bkexporter.ExportBuildInfo{SessionID: "two pushes"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, streams := range []bool{false, true} { // the second one is alone by then
+		if err := finalize[i](t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := outputs[i].late.Provider.ReaderAt(t.Context(), lazy); errors.Is(err, errStreamed) != streams {
+			t.Errorf("push %d: %v, want it streamed: %t", i, err, streams)
+		}
+	}
 }

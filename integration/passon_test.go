@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -227,11 +228,67 @@ func TestPushPassesOnWithFaults(t *testing.T) {
 	}
 }
 
-// TestPushToTwoRegistries fetches a layer once, by way of the content store: so does a push beside a cache's export.
+// TestCachePassesOn exports caches of a lazy base to another registry than the base's, and to the client's disk: its layers go from one to the
+// other, and aren't kept. Who imports them gets what was exported.
+func TestCachePassesOn(t *testing.T) {
+	for name, c := range map[string]struct {
+		to, from func(r *twoRegistries, dir string) string
+	}{
+		"registry": {
+			func(r *twoRegistries, _ string) string {
+				return "type=registry,mode=max,compression=estargz,ref=" + r.target("cache:1")
+			},
+			func(r *twoRegistries, _ string) string { return "type=registry,ref=" + r.target("cache:1") },
+		},
+		"local": {
+			func(_ *twoRegistries, dir string) string {
+				return "type=local,mode=max,compression=estargz,dest=" + dir
+			},
+			func(_ *twoRegistries, dir string) string { return "type=local,src=" + dir },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTwoRegistries(t)
+			d := startDaemon(t, daemon.Options{Config: r.config})
+			dir := filepath.Join(t.TempDir(), "cache")
+			s := client.Solve{Dockerfile: "FROM " + r.from.Ref("team/base:1") + "\nRUN echo made > /made\n", CacheTo: []string{c.to(r, dir)}}
+			r.from.Log.Reset()
+			res := build(t, d, s)
+			sent, received := r.from.Log.BlobBytes(), uploaded(r.to)
+			big := r.layers[1]
+			size := sizeOf(t, r.base, big)
+			if sent[big] < size || sent[big] > size+size/10 {
+				t.Errorf("%d bytes of %d were fetched", sent[big], size)
+			}
+			if name == "registry" && received[big] != size {
+				t.Errorf("%d bytes of %d were uploaded", received[big], size)
+			}
+			if name == "local" {
+				if st, err := os.Stat(filepath.Join(dir, "blobs", "sha256", big.Encoded())); err != nil || st.Size() != size {
+					t.Errorf("the client has %v, %v", st, err)
+				}
+			}
+			wantNotStored(t, d, r.layers...)
+			wantContains(t, "progress", statuses(res), "passing on layer "+big.String())
+
+			other := startDaemon(t, daemon.Options{Config: r.config})
+			s.CacheTo, s.CacheFrom = nil, []string{c.from(r, dir)}
+			if v := build(t, other, s).Vertex("[2/2] RUN"); v == nil || !v.Cached {
+				t.Errorf("what was exported isn't cached: %+v", v)
+			}
+		})
+	}
+}
+
+// TestPushToTwoRegistries fetches a layer once, by way of the content store: so do two outputs, and a push beside a cache's export.
 func TestPushToTwoRegistries(t *testing.T) {
 	for name, change := range map[string]func(r *twoRegistries, third *registry.Registry, s *client.Solve){
 		"two names": func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
 			s.Outputs = []string{`type=image,"name=` + r.target("app:1") + "," + third.Ref("app:1") + `",push=true,compression=estargz`}
+		},
+		"two outputs": func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
+			s.Outputs = append(s.Outputs, "type=image,name="+third.Ref("app:1")+",push=true,compression=estargz")
 		},
 		"cache": func(_ *twoRegistries, third *registry.Registry, s *client.Solve) {
 			s.CacheTo = []string{"type=registry,mode=max,compression=estargz,ref=" + third.Ref("cache:1")}

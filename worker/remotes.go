@@ -22,17 +22,21 @@ import (
 // Asked for all compression variants, BuildKit takes the content store for the
 // provider of every layer, lazy ones too, whose blobs are not there; a cache export
 // then drops such a chain without a word. Here the variants fall back to the
-// provider of the first remote, which fetches lazy blobs when they are read.
+// provider of the first remote, which fetches lazy blobs when they are read. Those
+// are passed on without being kept, where they are read once.
 func (w *Worker) GetRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, g session.Group) ([]*solver.Remote, error) {
 	if ref == nil {
 		return nil, nil
 	}
 	remotes, err := exporter.GetRemotes(ctx, ref, createIfNeeded, cfg, all, g)
-	if err != nil || len(remotes) < 2 {
+	if err != nil || len(remotes) == 0 {
 		return remotes, err
 	}
 	for _, r := range remotes[1:] {
 		r.Provider = fallbackProvider{r.Provider, remotes[0].Provider}
+	}
+	if w.planner != nil {
+		remotes = exporter.ToCache(remotes, w.planner, g)
 	}
 	return remotes, nil
 }
