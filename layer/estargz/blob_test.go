@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz/externaltoc"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
@@ -65,19 +64,6 @@ func lossless(chunk, minChunk int) writer {
 		t.Helper()
 		var b bytes.Buffer
 		return blob{tocDigest: write(t, stargz.NewWriter(&b), tar, chunk, minChunk), data: b.Bytes()}
-	}
-}
-
-// ours is package estargz's own.
-func ours(chunk, minChunk int64) writer {
-	return func(t testing.TB, tar []byte) blob {
-		t.Helper()
-		var b bytes.Buffer
-		w, err := estargz.Write(t.Context(), &b, bytes.NewReader(tar), estargz.WriteOptions{ChunkSize: chunk, MinChunkSize: minChunk})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return blob{data: b.Bytes(), tocDigest: w.TOCDigest}
 	}
 }
 

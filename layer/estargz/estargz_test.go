@@ -23,21 +23,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
-// counted counts what is read of a blob.
-type counted struct {
-	io.ReaderAt
-	reads []string
-	err   error
-}
-
-func (c *counted) ReadAt(p []byte, off int64) (int, error) {
-	c.reads = append(c.reads, fmt.Sprintf("%d at %d", len(p), off))
-	if c.err != nil {
-		return 0, c.err
-	}
-	return c.ReaderAt.ReadAt(p, off)
-}
-
 func TestReads(t *testing.T) {
 	const content, guess = 8 << 20, 308 << 10
 	random := randomTOC(t, 20_000) // larger than the guess
@@ -66,15 +51,15 @@ func TestReads(t *testing.T) {
 		"external TOC": {blob: ext, want: []string{fmt.Sprintf("51 at %d", len(ext.data)-51)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := &counted{ReaderAt: tc.blob.reader()}
+			r := &layertest.Counted{ReaderAt: tc.blob.reader()}
 			if _, err := estargz.Open(r, int64(len(tc.blob.data)), estargz.Options{TOCDigest: tc.blob.tocDigest, Tail: tc.tail, ExternalTOC: tc.blob.toc}); err != nil {
 				t.Fatal(err)
 			}
 			for i, w := range tc.want {
 				tc.want[i] = strings.ReplaceAll(w, "%d", fmt.Sprint(len(tc.blob.data)))
 			}
-			if !slices.Equal(r.reads, tc.want) {
-				t.Errorf("read %v, want %v", r.reads, tc.want)
+			if !slices.Equal(r.Reads, tc.want) {
+				t.Errorf("read %v, want %v", r.Reads, tc.want)
 			}
 		})
 	}
@@ -110,7 +95,7 @@ func TestTailOf(t *testing.T) {
 func TestReadErrors(t *testing.T) {
 	b := blobOf(t, 1<<20, `{}`)
 	gone := errors.New("registry is gone")
-	_, err := estargz.Open(&counted{err: gone}, int64(len(b.data)), estargz.Options{})
+	_, err := estargz.Open(&layertest.Counted{Err: gone}, int64(len(b.data)), estargz.Options{})
 	if !errors.Is(err, gone) || errors.Is(err, fs.ErrInvalid) {
 		t.Error(err)
 	}

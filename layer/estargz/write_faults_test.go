@@ -138,44 +138,37 @@ func (w *failingWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// endless is a tar without an end.
-func endless(t *testing.T) io.Reader {
-	t.Helper()
-	var readers []io.Reader
-	part := layertest.Tar(t, file("a", noise(1, 300_000)), file("b", noise(2, 100)), file("c", strings.Repeat(noise(3, 90_000), 100)))
-	part = part[:len(part)-1024]
-	for range 40 {
-		readers = append(readers, bytes.NewReader(part))
-	}
-	return io.MultiReader(readers...)
-}
-
 // What fails leaves neither goroutines nor room of the pool behind.
 func TestWriteFails(t *testing.T) {
+	// Ten of it are more than the pool has room for.
+	part := layertest.Tar(t, file("a", noise(1, 300_000)), file("b", noise(2, 100)), file("c", noise(3, 9_000_000)))
+	part = part[:len(part)-1024]
+	bad := layertest.Tar(t, file("stargz.index.json", "x"))
+	many := func() io.Reader { return bytes.NewReader(bytes.Repeat(part, 10)) }
 	full, stop := errors.New("disk full"), errors.New("stopped")
 	pool := estargz.NewPool(2)
+	opt := estargz.WriteOptions{Pool: pool, Level: new(1)}
 	before := runtime.NumGoroutine()
-	for i := range 30 {
+	for i := range 18 {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		var err error
 		var want error
 		switch i % 3 {
 		case 0:
 			want = full
-			_, err = estargz.Write(ctx, &failingWriter{left: i * 300_000, err: full}, endless(t), estargz.WriteOptions{Pool: pool})
+			_, err = estargz.Write(ctx, &failingWriter{left: i * 300_000, err: full}, many(), opt)
 		case 1:
 			want = stop
 			r, w := io.Pipe()
 			go func() {
-				_, _ = io.CopyN(w, endless(t), int64(i)*1_000_000) // it fails once nobody reads any more
+				_, _ = io.CopyN(w, many(), int64(i)*1_000_000) // it fails once nobody reads any more
 				cancel(stop)
 				w.CloseWithError(stop)
 			}()
-			_, err = estargz.Write(ctx, io.Discard, r, estargz.WriteOptions{Pool: pool})
+			_, err = estargz.Write(ctx, io.Discard, r, opt)
 		case 2:
 			want = estargz.ErrReserved
-			bad := layertest.Tar(t, file("stargz.index.json", "x"))
-			_, err = estargz.Write(ctx, io.Discard, io.MultiReader(io.LimitReader(endless(t), 0), bytes.NewReader(bad)), estargz.WriteOptions{Pool: pool})
+			_, err = estargz.Write(ctx, io.Discard, io.MultiReader(bytes.NewReader(part[:i/9*len(part)]), bytes.NewReader(bad)), opt)
 		}
 		cancel(nil)
 		if !errors.Is(err, want) {
@@ -186,7 +179,7 @@ func TestWriteFails(t *testing.T) {
 	if _, err := estargz.Write(t.Context(), io.Discard, bytes.NewReader(in), estargz.WriteOptions{Pool: pool}); err != nil {
 		t.Error(err)
 	}
-	for range 100 {
+	for range 1000 {
 		if runtime.NumGoroutine() <= before {
 			return
 		}

@@ -171,16 +171,21 @@ func randomName(r *rand.Rand) string {
 	return fmt.Sprintf("n%s", b.String())
 }
 
+// randomContent is at most 4 or 20 kB as a rule, which is many chunks where these are small, and five times as much in one file of ten.
 func randomContent(r *rand.Rand) string {
+	scale := 1
+	if r.IntN(10) == 0 {
+		scale = 5
+	}
 	switch r.IntN(4) {
 	case 0:
 		return ""
 	case 1:
-		return strings.Repeat("\x00", r.IntN(100_000))
+		return strings.Repeat("\x00", r.IntN(20_000*scale))
 	case 2:
-		return strings.Repeat(randomName(r), r.IntN(3000))
+		return strings.Repeat(randomName(r), r.IntN(600*scale))
 	}
-	b := make([]byte, r.IntN(20_000))
+	b := make([]byte, r.IntN(4_000*scale))
 	for i := range b {
 		b[i] = byte(r.Uint32())
 	}

@@ -26,26 +26,10 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
-// ours is this package's own writer.
-func ours(chunk int64) writer {
-	return func(t testing.TB, tar []byte) blob {
-		t.Helper()
-		var b bytes.Buffer
-		w, err := zstdchunked.Write(t.Context(), &b, bytes.NewReader(tar), zstdchunked.WriteOptions{ChunkSize: chunk})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return blob{b.Bytes(), w.Annotations}
-	}
-}
-
 func TestWrite(t *testing.T) {
 	for content, entries := range layers {
-		for _, chunk := range []int64{0, 1000, 100} {
-			t.Run(fmt.Sprint(content, chunk), func(t *testing.T) {
-				compare(t, ours(chunk), entries)
-				roundTrip(t, layertest.Tar(t, entries...), chunk)
-			})
+		for _, chunk := range []int64{0, 1000, 300} {
+			t.Run(fmt.Sprint(content, chunk), func(t *testing.T) { wantLayer(t, entries, chunk) })
 		}
 	}
 }
@@ -54,18 +38,16 @@ func TestWriteRandom(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 2))
-			entries := layertest.Random(r, r.IntN(80))
-			chunk := []int64{0, 1000, 300}[seed%3]
-			compare(t, ours(chunk), entries)
-			roundTrip(t, layertest.Tar(t, entries...), chunk)
+			wantLayer(t, layertest.Random(r, r.IntN(80)), []int64{0, 1000, 300}[seed%3])
 		})
 	}
 }
 
-// roundTrip writes a layer, decompresses it, and makes the tar of it once more as Podman does: of the files that the TOC says, and of the
-// headers.
-func roundTrip(t *testing.T, in []byte, chunk int64) {
+// wantLayer writes a layer, compares it, decompresses it, and makes the tar of it once more as Podman does: of the files that the TOC says,
+// and of the headers.
+func wantLayer(t *testing.T, entries []layertest.Entry, chunk int64) {
 	t.Helper()
+	in := layertest.Tar(t, entries...)
 	var out bytes.Buffer
 	w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(in), zstdchunked.WriteOptions{ChunkSize: chunk})
 	if err != nil {
@@ -85,8 +67,7 @@ func roundTrip(t *testing.T, in []byte, chunk int64) {
 	if err != nil || int64(len(split)) != raw {
 		t.Fatalf("tar-split of %d bytes, want %d: %v", len(split), raw, err)
 	}
-	b := open(t, blob{out.Bytes(), w.Annotations}, bytes.NewReader(out.Bytes()))
-	data := layertest.Fill(t, b.Layer, bytes.NewReader(out.Bytes()))
+	b, data := compare(t, blob{out.Bytes(), w.Annotations}, in, entries)
 	var again bytes.Buffer
 	if err := asm.WriteOutputTarStream(files{b.Layer, data}, storage.NewJSONUnpacker(bytes.NewReader(split)), &again); err != nil || !bytes.Equal(again.Bytes(), in) {
 		t.Errorf("made again it has %d bytes, want %d: %v", again.Len(), len(in), err)
