@@ -16,8 +16,10 @@ VERSION  ?= $(shell git describe --match 'v[0-9]*' --dirty=.m --tags 2>/dev/null
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)$(shell git diff --quiet HEAD 2>/dev/null || echo .m)
 LDFLAGS  := $(if $(VERSION),-X main.version=$(VERSION)) $(if $(filter-out .m,$(REVISION)),-X main.revision=$(REVISION))
 
-# How long one fuzz target runs, and what the end-to-end tests may take.
+# How long one fuzz target runs, and what the tests of one package may take, on a machine that is four times slower than it should be; then
+# the end-to-end tests.
 FUZZTIME            ?= 10s
+UNIT_TIMEOUT        ?= 20m
 INTEGRATION_TIMEOUT ?= 30m
 TESTFLAGS           ?=
 UPSTREAM            ?=
@@ -48,11 +50,11 @@ test: deps unit integration ## Unit and integration tests, after deps
 
 .PHONY: unit
 unit: ## Tests of the product's packages
-	$(GO) test $(TESTFLAGS) ./...
+	$(GO) test -timeout $(UNIT_TIMEOUT) $(TESTFLAGS) ./...
 
 .PHONY: race
 race: ## Tests of the product's packages under the race detector
-	CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+	CGO_ENABLED=1 $(GO) test -race -timeout $(UNIT_TIMEOUT) $(TESTFLAGS) ./...
 
 .PHONY: integration
 integration: build tools ## End-to-end tests: real binary, registry, mounts, Dockerfiles
