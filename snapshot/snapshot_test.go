@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -28,7 +29,7 @@ import (
 
 // TestConformance is containerd's own suite. It is told that this is overlayfs,
 // which can't rename directories of lower layers: without the mount option
-// redirect_dir the kernel answers EXDEV. All else is checked.
+// redirect_dir the kernel answers EXDEV, which TestKernelRefusesRename shows. All else is checked.
 func TestConformance(t *testing.T) { eachDoor(t, testConformance) }
 
 func testConformance(t *testing.T, door string) {
@@ -42,6 +43,32 @@ func testConformance(t *testing.T, door string) {
 		}
 		return s, s.Close, nil
 	})
+}
+
+// TestKernelRefusesRename has the kernel alone, and directories, where the suite's case Rename has snapshots.
+func TestKernelRefusesRename(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test mounts file systems: run it as root")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"lower/dir1", "upper", "work", "target"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target := filepath.Join(dir, "target")
+	options := fmt.Sprintf("redirect_dir=off,lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)
+	if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(target, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := unix.Rename(filepath.Join(target, "dir1"), filepath.Join(target, "dir2")); !errors.Is(err, unix.EXDEV) {
+		t.Errorf("rename(2): %v, want %v", err, unix.EXDEV)
+	}
 }
 
 func TestMount(t *testing.T) { eachDoor(t, testMount) }
