@@ -66,6 +66,9 @@ func (e *eStargz) Compress(ctx context.Context, comp compression.Config) (compre
 // NeedsConversion implements compression.Type. BuildKit asks it of a layer that is to be eStargz, and of what that has been converted to
 // before.
 func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
+	if err := convertible(desc); err != nil {
+		return false, err
+	}
 	info, err := cs.Info(ctx, desc.Digest)
 	if cerrdefs.IsNotFound(err) {
 		// A lazy layer is referenced, and not fetched to be looked at.
@@ -77,6 +80,21 @@ func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc oc
 		return true, nil
 	}
 	return e.Type.NeedsConversion(ctx, cs, desc)
+}
+
+// convertible returns why nothing can be made of a layer but what it is. It's an error only where somebody forces that.
+func convertible(desc ocispecs.Descriptor) error {
+	if !images.IsLayerType(desc.MediaType) {
+		return nil
+	}
+	_, err := compression.FromMediaType(desc.MediaType)
+	if strings.HasSuffix(desc.MediaType, "+encrypted") {
+		err = errors.New("it is encrypted")
+	}
+	if err != nil {
+		return fmt.Errorf("layer %s can't be converted: %w; without force-compression=true it is exported as it is", desc.Digest, err)
+	}
+	return nil
 }
 
 // optionsLabel is how the labels begin that say with which options this daemon has written a blob. There may be several: a small layer is

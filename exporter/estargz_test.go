@@ -33,6 +33,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
 // layerTar is a tar of a few files, some of them larger than a chunk.
@@ -501,5 +502,14 @@ func TestNeedsConversion(t *testing.T) {
 				t.Errorf("needs conversion: %t, %v; want %t", got, err, c.want)
 			}
 		})
+	}
+	for suffix, want := range map[string]string{"gzip+encrypted": "it is encrypted", "lz4": "unsupported media type"} {
+		for _, comp := range []compression.Config{usual, oursChunked(zstdchunked.WriteOptions{})} {
+			desc := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayer + "+" + suffix, Digest: plain.Digest}
+			_, err := comp.Type.NeedsConversion(t.Context(), cs, desc)
+			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "layer "+plain.Digest.String()) {
+				t.Errorf("%s to %s: error %v, want %q of layer %s", desc.MediaType, comp.Type, err, want, plain.Digest)
+			}
+		}
 	}
 }

@@ -51,6 +51,9 @@ func (o *converting) NeedsConversion(ctx context.Context, cs content.Store, desc
 	if !images.IsLayerType(desc.MediaType) || o.stay[desc.Digest] {
 		return false, nil
 	}
+	if err := convertible(desc); err != nil {
+		return false, err
+	}
 	info, err := cs.Info(ctx, desc.Digest)
 	if err != nil && !cerrdefs.IsNotFound(err) {
 		return false, fmt.Errorf("layer %s: %w", desc.Digest, err)

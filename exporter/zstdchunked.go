@@ -238,8 +238,8 @@ func (z *zstdChunked) OnlySupportOCITypes() bool { return true }
 
 // NeedsConversion implements compression.Type. A layer that is zstd and nothing else needs it.
 func (z *zstdChunked) NeedsConversion(ctx context.Context, cs content.Store, desc ocispecs.Descriptor) (bool, error) {
-	if !images.IsLayerType(desc.MediaType) {
-		return false, nil
+	if err := convertible(desc); err != nil || !images.IsLayerType(desc.MediaType) {
+		return false, err
 	}
 	t, err := compression.FromMediaType(desc.MediaType)
 	if err != nil {
