@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -77,21 +78,21 @@ func (s *splitter) run() (err error) {
 		}
 	}()
 	padding := 0 // behind the last payload
-	last := ""
+	last := "its beginning"
 	for {
 		s.src.record()
 		h, err := s.tar.Next()
 		headers := s.src.stop()
 		switch {
 		case errors.Is(err, io.EOF) && !ends(headers, padding):
-			return fmt.Errorf("read the tar behind %q: %w", last, io.ErrUnexpectedEOF)
+			return fmt.Errorf("read the tar behind %s: it ends early: %w", last, io.ErrUnexpectedEOF)
 		case errors.Is(err, io.EOF):
 			if err := s.headers(headers); err != nil {
 				return err
 			}
 			return s.rest()
 		case err != nil:
-			return fmt.Errorf("read the tar behind %q: %w", last, err)
+			return fmt.Errorf("read the tar behind %s: %w", last, err)
 		}
 		if err := s.headers(headers); err != nil {
 			return err
@@ -99,7 +100,7 @@ func (s *splitter) run() (err error) {
 		if err := s.entry(h); err != nil {
 			return &layer.EntryError{Name: h.Name, Err: err}
 		}
-		last, padding = h.Name, 0
+		last, padding = strconv.Quote(h.Name), 0
 		if h.Typeflag == tar.TypeReg {
 			padding = int(-h.Size & 511)
 		}
@@ -251,8 +252,8 @@ func (s *splitter) file(r Record, landmark bool) error {
 		r.Start, r.Size = len(f.Tar), int(n)
 		f.Tar = slices.Grow(f.Tar, int(n))[:r.Start+int(n)]
 		if _, err := io.ReadFull(s.tar, r.Payload(f)); err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("the tar ends in the middle of it: %w", io.ErrUnexpectedEOF)
 			}
 			return err
 		}

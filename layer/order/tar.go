@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
@@ -118,7 +119,7 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 	// The tar's reader asks for what it needs and no more, so s.n is where it has got to; what the source gives is buffered before.
 	s.r = bufio.NewReaderSize(s.r, 256<<10)
 	tr := tar.NewReader(s)
-	last := ""
+	last := "its beginning"
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return c, err
@@ -130,7 +131,7 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 		if err != nil {
 			return c, s.unread(last, err)
 		}
-		last = h.Name
+		last = strconv.Quote(h.Name)
 		e := entry{
 			name: clean(h.Name), start: c.end,
 			hardlink: h.Typeflag == tar.TypeLink, global: h.Typeflag == tar.TypeXGlobalHeader,
@@ -174,7 +175,7 @@ func (s *spool) unread(last string, err error) error {
 	if s.err != nil {
 		return s.err
 	}
-	return fmt.Errorf("read the tar behind %q: %w", last, err)
+	return fmt.Errorf("read the tar behind %s: %w", last, err)
 }
 
 // A part is a piece of the result: of the tar that is kept, or some bytes.
