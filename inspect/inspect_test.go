@@ -16,6 +16,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
 )
@@ -31,17 +32,19 @@ func tarOf(t *testing.T, entries ...entry) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, e := range entries {
-		h := &tar.Header{Name: e.name, Mode: e.mode, Typeflag: tar.TypeDir}
-		if !strings.HasSuffix(e.name, "/") {
-			h.Typeflag, h.Size = tar.TypeReg, int64(len(e.name))
+		h, content := &tar.Header{Name: e.name, Mode: e.mode, Typeflag: tar.TypeReg}, e.name
+		switch {
+		case strings.HasSuffix(e.name, "/"):
+			h.Typeflag, content = tar.TypeDir, ""
+		case strings.HasSuffix(e.name, ".landmark"):
+			content = "\x0f"
 		}
+		h.Size = int64(len(content))
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
-		if h.Size > 0 {
-			if _, err := w.Write([]byte(e.name)); err != nil {
-				t.Fatal(err)
-			}
+		if _, err := w.Write([]byte(content)); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := w.Close(); err != nil {
@@ -114,6 +117,66 @@ func TestInspect(t *testing.T) {
 	}
 	if l.Entries != 3 || l.Chunks != 2 || l.Frames != 2 || l.Landmark != None {
 		t.Errorf("%d entries, %d chunks, %d frames, landmark %s; want 3, 2, 2, none", l.Entries, l.Chunks, l.Frames, l.Landmark)
+	}
+}
+
+func TestLandmarks(t *testing.T) {
+	reg := repositorytest.New(t)
+	file := entry{"file", 0o644}
+	for want, entries := range map[string][]entry{
+		None:       {file},
+		NoPrefetch: {{".no.prefetch.landmark", 0o644}, file},
+		Prefetch:   {file, {".prefetch.landmark", 0o644}, {"other", 0o644}},
+	} {
+		layer := lazy(t, reg, entries...)
+		image(t, reg, "it", "amd64", layer)
+		r, err := look(t, reg, "it")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := r.Images[0].Layers[0]; l.Landmark != want || (l.Prefetch > 0) != (want == Prefetch) || l.Prefetch >= layer.Size {
+			t.Errorf("landmark %s with %d bytes in front of it, want %s", l.Landmark, l.Prefetch, want)
+		}
+	}
+}
+
+// What the manifest says a layer is, is said of layers that aren't lazy, too.
+func TestFormats(t *testing.T) {
+	reg := repositorytest.New(t)
+	var blob bytes.Buffer
+	w, err := zstdchunked.Write(t.Context(), &blob, bytes.NewReader(tarOf(t, entry{"a/", 0o755}, entry{"a/b", 0o644}, entry{"c", 0o644})), zstdchunked.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunked := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerZstd, Digest: reg.PutBlob("im", blob.Bytes()), Size: w.Size, Annotations: w.Annotations}
+	of := func(mediaType string) ocispecs.Descriptor {
+		return ocispecs.Descriptor{MediaType: mediaType, Digest: chunked.Digest, Size: chunked.Size}
+	}
+	for _, tt := range []struct {
+		layer          ocispecs.Descriptor
+		format, reason string
+	}{
+		{chunked, "zstd:chunked", ""},
+		{of(ocispecs.MediaTypeImageLayerZstd), "zstd", "no table of contents"},
+		{of(ocispecs.MediaTypeImageLayerGzip), "gzip", "no table of contents"},
+		{of("application/vnd.docker.image.rootfs.diff.tar.gzip"), "gzip", "no table of contents"},
+		{of(ocispecs.MediaTypeImageLayer), "tar", "no table of contents"},
+		{of("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), "foreign", "no table of contents"},
+		{of(ocispecs.MediaTypeImageLayerGzip + "+encrypted"), "encrypted", "it is encrypted"},
+		{of("application/vnd.oci.image.layer.v2.squashfs"), "application/vnd.oci.image.layer.v2.squashfs", "no table of contents"},
+	} {
+		image(t, reg, "it", "amd64", tt.layer)
+		r, err := look(t, reg, "it")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := r.Images[0].Layers[0]
+		if l.Format != tt.format || l.Lazy != (tt.reason == "") || l.Reason != tt.reason {
+			t.Errorf("%s: format %q, lazy %t, %q; want %q, %q", tt.layer.MediaType, l.Format, l.Lazy, l.Reason, tt.format, tt.reason)
+		}
+		if l.Lazy && (l.Entries != 3 || l.Chunks != 2 || l.TOCSize == 0 || l.Landmark != None) {
+			t.Errorf("%+v", l)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,6 +47,9 @@ func TestInspect(t *testing.T) {
 	}
 	if o := inspected("--fail-if-eager", reg.Host+"/base:lazy"); o.status != 0 || !strings.Contains(o.stdout, "linux/amd64: lazy 1 of 1 layers") || o.stderr != "" {
 		t.Errorf("of a lazy image: %+v", o)
+	} else if lines := strings.Split(strings.TrimSpace(o.stdout), "\n"); strings.Join(strings.Fields(lines[4]), " ") != "LAYER FORMAT SIZE TOC ENTRIES CHUNKS LANDMARK LAZY" ||
+		!slices.Equal(slices.Delete(strings.Fields(lines[5]), 2, 6), []string{layer.Digest.String(), "estargz", "0", "0", "none", "yes"}) {
+		t.Errorf("of a lazy image: %q", lines)
 	}
 	o := inspected("--fail-if-eager", reg.Host+"/base:eager")
 	if o.status != 2 || !strings.Contains(o.stdout, "no: no table of contents") ||
