@@ -225,6 +225,19 @@ func FuzzWrite(f *testing.F) {
 	})
 }
 
+// Any tree of files goes through: it is what it is as eStargz, and the tar can be made of its files again, as Podman does.
+func FuzzRoundTrip(f *testing.F) {
+	f.Add(uint64(1), uint8(40), uint16(1000))
+	f.Add(uint64(2), uint8(3), uint16(0))
+	f.Add(uint64(3), uint8(120), uint16(9000))
+	f.Fuzz(func(t *testing.T, seed uint64, n uint8, chunk uint16) {
+		entries := layertest.Random(rand.New(rand.NewPCG(seed, 4)), int(n))
+		size := int64(chunk) + 100
+		compare(t, ours(size), entries)
+		roundTrip(t, layertest.Tar(t, entries...), size)
+	})
+}
+
 // BenchmarkWrite writes text and programs, as it were.
 func BenchmarkWrite(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
