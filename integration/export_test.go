@@ -532,7 +532,9 @@ func TestSenselessAttributes(t *testing.T) {
 		{"type=image,compression=estargz,estargz-chunks=1", []string{"unknown attribute", "estargz-chunks"}},
 		{"type=image,compression=estargz,compression-level=fast", []string{"compression-level", "fast"}},
 		{"type=image,compression=uncompressed,compression-level=3", []string{"compression-level", "uncompressed"}},
-		{"type=image,compression=snappy", []string{"snappy"}},
+		{"type=image,compression=snappy", []string{"compression=snappy is unknown", "gzip, estargz, zstd, zstdchunked"}},
+		{"type=image,compression=zstdchunked,compression-level=23", []string{"compression-level=23", "0 to 22"}},
+		{"type=docker,compression=zstdchunked,zstdchunked-chunk-size=1", []string{"zstdchunked-chunk-size=1", "out of range"}},
 		{"type=image,lazy-profle=x", []string{"lazy-profle"}},
 		{"type=oci,compression=estargz,oci-mediatypes=false,dest=" + filepath.Join(t.TempDir(), "x.tar"), []string{"compression=estargz", "oci-mediatypes=false"}},
 	} {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
@@ -49,7 +51,7 @@ func exportingGoroutines(t *testing.T, debug string) int {
 	t.Helper()
 	n := 0
 	for stack := range strings.SplitSeq(get(t, "http://"+debug+"/debug/pprof/goroutine?debug=1"), "\n\n") {
-		for _, of := range []string{"buildkitd-lazy/layer/estargz.", "buildkitd-lazy/exporter.", "source.(*stream)", "buildkitd-lazy/blob.(*body)"} {
+		for _, of := range []string{"buildkitd-lazy/layer/", "buildkitd-lazy/exporter.", "source.(*stream)", "buildkitd-lazy/blob.(*body)"} {
 			if strings.Contains(stack, of) {
 				n += int(number(t, `(?m)^(\d+) @`, stack))
 				break
@@ -59,18 +61,31 @@ func exportingGoroutines(t *testing.T, debug string) int {
 	return n
 }
 
+// wantNobodyExports fails the test if goroutines go on to write or read layers.
+func wantNobodyExports(t *testing.T, debug string) {
+	t.Helper()
+	for range 100 {
+		if exportingGoroutines(t, debug) == 0 {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("%d goroutines still export", exportingGoroutines(t, debug))
+}
+
 // TestExportCancelled ends the client in the middle of writing a layer, and of pushing one that is passed on.
 func TestExportCancelled(t *testing.T) {
 	r := newTwoRegistries(t)
 	debug := freePort(t)
 	d := startDaemon(t, daemon.Options{Config: r.config + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
 	for _, c := range []struct {
-		name, tag, attrs string
-		fault            registry.Fault
-		middle           func() bool
+		name, tag, compression string
+		fault                  registry.Fault
+		middle                 func() bool
 	}{
-		{"pass on", "app:1", "", registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
-		{"write", "app:2", ",compression-level=9", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
+		{"pass on", "app:1", "estargz", registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
+		{"write", "app:2", "estargz,compression-level=9", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
+		{"write zstd:chunked", "app:3", "zstdchunked,compression-level=22", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := client.Solve{Dockerfile: "FROM " + r.from.Ref("team/base:1") + "\nRUN head -c 60000000 /dev/urandom > /" + c.tag + "\n"}
@@ -79,7 +94,7 @@ func TestExportCancelled(t *testing.T) {
 			if c.fault.Kind != 0 {
 				remove = r.from.Faults.Add(c.fault)
 			}
-			s.Outputs = []string{"type=image,name=" + r.target(c.tag) + ",push=true,compression=estargz" + c.attrs}
+			s.Outputs = []string{"type=image,name=" + r.target(c.tag) + ",push=true,compression=" + c.compression}
 			ctx, interrupt := context.WithCancelCause(t.Context())
 			done := make(chan error, 1)
 			go func() {
@@ -102,20 +117,33 @@ func TestExportCancelled(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
-			for range 100 {
-				if exportingGoroutines(t, debug) == 0 {
-					break
-				}
-				time.Sleep(100 * time.Millisecond)
-			}
-			if n := exportingGoroutines(t, debug); n > 0 {
-				t.Errorf("%d goroutines still export", n)
-			}
+			wantNobodyExports(t, debug)
 			remove()
 			wantNoIngests(t, d)
 			build(t, d, s)
-			r.pull(t, c.tag)
+			if strings.HasPrefix(c.compression, "zstd") {
+				wantZstdOnTop(t, pull(t, r.to, c.tag))
+			} else {
+				r.pull(t, c.tag)
+			}
 		})
+	}
+}
+
+// wantZstdOnTop looks whether an image's last layer is of zstd, and of its DiffID.
+func wantZstdOnTop(t *testing.T, img v1.Image) {
+	t.Helper()
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := len(layers) - 1
+	if got, want := zstdDiffID(t, layers[last]).String(), cf.RootFS.DiffIDs[last].String(); got != want {
+		t.Errorf("the layer's DiffID is %s, want %s", got, want)
 	}
 }
 
@@ -143,18 +171,26 @@ func TestExportToFullDisk(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
 	eachDoorAtOnce(t, func(t *testing.T, door []string) {
-		dir, ballast := smallDisk(t, door)
-		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door, Root: filepath.Join(dir, "root")})
-		tag := "app:" + strings.TrimPrefix(door[0], "BUILDKITD_LAZY_MOUNT=")
-		s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN head -c 16000000 /dev/urandom > /large\n"}
-		build(t, d, s)
-		s.Outputs = []string{"type=image,name=" + reg.Ref(tag) + ",push=true,compression=estargz"}
-		wantContains(t, "error", buildFails(t, d, s), "no space left on device")
-		if err := os.Remove(ballast); err != nil {
-			t.Fatal(err)
+		for _, format := range []string{"estargz", "zstdchunked"} {
+			t.Run(format, func(t *testing.T) {
+				dir, ballast := smallDisk(t, door)
+				d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door, Root: filepath.Join(dir, "root")})
+				tag := format + ":" + strings.TrimPrefix(door[0], "BUILDKITD_LAZY_MOUNT=")
+				s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN head -c 16000000 /dev/urandom > /large\n"}
+				build(t, d, s)
+				s.Outputs = []string{"type=image,name=" + reg.Ref(tag) + ",push=true,compression=" + format}
+				wantContains(t, "error", buildFails(t, d, s), "no space left on device")
+				if err := os.Remove(ballast); err != nil {
+					t.Fatal(err)
+				}
+				build(t, d, s)
+				wantNoIngests(t, d)
+				if img := pull(t, reg, tag); format == "estargz" {
+					wantEStargz(t, img)
+				} else {
+					wantZstdOnTop(t, img)
+				}
+			})
 		}
-		build(t, d, s)
-		wantNoIngests(t, d)
-		wantEStargz(t, pull(t, reg, tag))
 	})
 }

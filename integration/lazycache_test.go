@@ -10,7 +10,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
-// TestLazyCache imports caches with eStargz layers into another daemon: of a registry's, a step reads what it needs; one on the client's
+// TestLazyCache imports caches with lazy layers into another daemon: of a registry's, a step reads what it needs; one on the client's
 // disk is pulled, and the build says why.
 func TestLazyCache(t *testing.T) { eachDoor(t, testLazyCache) }
 
@@ -26,6 +26,7 @@ func testLazyCache(t *testing.T) {
 	}{
 		{"registry", "type=registry,mode=max,compression=estargz,ref=" + reg.Ref("cache:manifest"), "type=registry,ref=" + reg.Ref("cache:manifest"), true},
 		{"registry index", "type=registry,mode=max,compression=estargz,image-manifest=false,ref=" + reg.Ref("cache:index"), "type=registry,ref=" + reg.Ref("cache:index"), true},
+		{"registry zstd:chunked", "type=registry,mode=max,compression=zstdchunked,ref=" + reg.Ref("cache:zstd"), "type=registry,ref=" + reg.Ref("cache:zstd"), true},
 		{"registry gzip", "type=registry,mode=max,compression=gzip,ref=" + reg.Ref("cache:gzip"), "type=registry,ref=" + reg.Ref("cache:gzip"), false},
 		{"local", "type=local,mode=max,compression=estargz,dest=" + local, "type=local,src=" + local, false},
 	} {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
@@ -18,9 +19,18 @@ func conversions(d *daemon.Daemon) int {
 	return strings.Count(d.Logs(), "converting blob to the target compression")
 }
 
-// TestConversionsAreRemembered forces the layers of a gzip base to eStargz, with several sizes of chunks: each conversion is made once in
+// TestConversionsAreRemembered forces the layers of a gzip base to each format, with several sizes of chunks: each conversion is made once in
 // the life of the state directory, and none is answered by another one.
 func TestConversionsAreRemembered(t *testing.T) {
+	for format, wantLayers := range map[string]func(*testing.T, v1.Image){
+		"estargz":     func(t *testing.T, img v1.Image) { wantEStargz(t, img) },
+		"zstdchunked": wantZstdDiffIDs,
+	} {
+		t.Run(format, func(t *testing.T) { testConversionsAreRemembered(t, format, wantLayers) })
+	}
+}
+
+func testConversionsAreRemembered(t *testing.T, format string, wantLayers func(*testing.T, v1.Image)) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:gzip", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip)
 	opt := daemon.Options{Config: "debug = true\n" + plainHTTP(reg), Root: t.TempDir()}
@@ -31,13 +41,13 @@ func TestConversionsAreRemembered(t *testing.T) {
 		before := conversions(d)
 		build(t, d, client.Solve{
 			Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN head -c 200000 /dev/zero > /new\n",
-			Outputs:    []string{"type=image,name=" + reg.Ref("app:1") + ",push=true,compression=estargz,force-compression=true" + attrs},
+			Outputs:    []string{"type=image,name=" + reg.Ref("app:1") + ",push=true,compression=" + format + ",force-compression=true" + attrs},
 		})
 		if n := conversions(d) - before; n != converted {
 			t.Errorf("%q: %d layers were converted, want %d", attrs, n, converted)
 		}
 		img := pull(t, reg, "app:1")
-		wantEStargz(t, img)
+		wantLayers(t, img)
 		got := layerDigests(t, img)
 		for other, had := range digests {
 			if (other == attrs) != slices.Equal(had, got) {
@@ -46,7 +56,7 @@ func TestConversionsAreRemembered(t *testing.T) {
 		}
 		digests[attrs] = got
 	}
-	small, level := ",estargz-chunk-size=64k", ",compression-level=1"
+	small, level := ","+format+"-chunk-size=64k", ",compression-level=1"
 	export("", 2) // the step's layer is written once
 	export("", 0)
 	export(small, 3) // the step's too, which has other chunks

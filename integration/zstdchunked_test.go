@@ -1,10 +1,15 @@
 package integration
 
 import (
+	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -128,6 +133,86 @@ func TestZstdChunkedExport(t *testing.T) {
 				t.Errorf("layer %d: decompresses to another DiffID than %s (%v)", i, want, err)
 			}
 			podmanReads(t, blob, l.Annotations, cf.RootFS.DiffIDs[i].String())
+		}
+	}
+}
+
+// randomEntries makes up a layer.
+func randomEntries(r *rand.Rand) (entries []baseimage.Entry) {
+	const odd = "abcXYZ019._-~ \\<&>\"'*é世%"
+	runes := []rune(odd)
+	dirs, files := []string{""}, []baseimage.Entry(nil)
+	for i := range 5 + r.IntN(60) {
+		name := dirs[r.IntN(len(dirs))] + strconv.Itoa(i)
+		for range r.IntN(10) {
+			name += string(runes[r.IntN(len(runes))])
+		}
+		var e baseimage.Entry
+		switch kind := r.IntN(10); {
+		case kind < 2:
+			e = baseimage.Dir(name)
+			dirs = append(dirs, name+"/")
+		case kind == 2:
+			e = baseimage.Symlink(name, strings.Repeat("../", r.IntN(3))+"target")
+		case kind == 3:
+			e = baseimage.Node(name, "cbp"[r.IntN(3)], int64(1+r.IntN(100)), int64(r.IntN(1000)))
+		case kind == 4 && files != nil:
+			e = files[r.IntN(len(files))]
+			e.Header.Typeflag, e.Header.Linkname, e.Header.Name, e.Content = tar.TypeLink, e.Header.Name, name, ""
+			entries = append(entries, e)
+			continue
+		case kind == 5:
+			entries = append(entries, baseimage.Whiteout(name))
+			continue
+		default:
+			e = baseimage.File(name, noise(r.Uint64(), r.IntN(200_000))+strings.Repeat("\x00", r.IntN(100_000))+strings.Repeat("text ", r.IntN(10_000)))
+			if r.IntN(4) == 0 {
+				e.Content = ""
+			}
+			if r.IntN(4) == 0 {
+				e = e.Xattr("user.any", noise(r.Uint64(), 1+r.IntN(100)))
+			}
+		}
+		e = e.Mode(int64(r.IntN(0o10000))).Owner(r.IntN(3)*1000, r.IntN(70_000))
+		e.Header.ModTime = time.Unix(r.Int64N(2e9), r.Int64N(1e9))
+		if entries = append(entries, e); e.Header.Typeflag == tar.TypeReg {
+			files = append(files, e)
+		}
+	}
+	return entries
+}
+
+// TestRandomLayersForOthers converts layers of any content to each format. Podman's storage library makes the very tars again of what it reads of
+// zstd:chunked, and stargz-snapshotter's finds every byte of eStargz.
+func TestRandomLayersForOthers(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	var im baseimage.Image
+	for seed := range uint64(10) {
+		im.Layers = append(im.Layers, layer(t, fmt.Sprint("random", seed), randomEntries(rand.New(rand.NewPCG(seed, 5)))...))
+	}
+	base, _ := push(t, reg, "random:gzip", im, baseimage.Gzip)
+	cf, err := base.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tag, args := range map[string][]string{
+		"estargz": nil, "small-estargz": {"--estargz-chunk-size=4k", "--estargz-min-chunk-size=0"},
+		"zstdchunked": {"--compression=zstdchunked"}, "small-zstdchunked": {"--compression=zstdchunked", "--zstdchunked-chunk-size=4k"},
+	} {
+		if r := runTool(t, t.TempDir(), append(append([]string{"convert"}, args...), reg.Ref("random:gzip"), reg.Ref("random:"+tag))...); r.status != 0 {
+			t.Fatalf("convert: %+v", r)
+		}
+		img := pull(t, reg, "random:"+tag)
+		if strings.HasSuffix(tag, "estargz") {
+			wantEStargz(t, img)
+			continue
+		}
+		m, err := img.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, l := range m.Layers {
+			podmanReads(t, layerBlob(t, img, l.Digest), l.Annotations, cf.RootFS.DiffIDs[i].String())
 		}
 	}
 }
