@@ -50,8 +50,13 @@ COPY --from=base /etc /etc
 
 // oneLayerDockerfile makes one of 500 MB.
 const oneLayerDockerfile = `FROM %s AS base
+FROM scratch AS some
+COPY --from=base /usr/local /usr/local
+COPY --from=base /usr/share /usr/share
+COPY --from=base /usr/bin /usr/bin
+COPY --from=base /usr/include /usr/include
 FROM scratch
-COPY --from=base /usr/local /usr/share /usr/bin /usr/include /var /
+COPY --from=some / /
 `
 
 // An exported is one measured export of an image that has been built.
