@@ -30,7 +30,7 @@ func testExpect(t *testing.T, door string) {
 	} {
 		expect()
 		want := []int64{1 << 20, 1 << 20, 2 << 20}[i]
-		for end := time.Now().Add(5 * time.Second); filled() < want && time.Now().Before(end); {
+		for end := time.Now().Add(30 * time.Second); filled() < want && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if n := filled(); n != want {

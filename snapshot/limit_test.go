@@ -46,7 +46,7 @@ func TestLimit(t *testing.T) {
 		r.opt.Store.MaxSize = 3 << 20
 		r.reopen(nil)
 		r.in("on-two-again", "two", func(dir string) error { wantFile(t, dir, "other", other); return nil })
-		for end := time.Now().Add(10 * time.Second); r.Layers()[one.digest] > 0; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); r.Layers()[one.digest] > 0; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("the store has %v", r.Layers())
 			}
@@ -82,7 +82,7 @@ func TestLimitIsKept(t *testing.T) {
 		if err := r.Commit(t.Context(), "child", "running"); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(10 * time.Second); len(r.Layers()) > 0; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); len(r.Layers()) > 0; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("the store has %v", r.Layers())
 			}
