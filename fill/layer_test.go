@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"testing"
 
@@ -14,6 +15,13 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
+
+// TestMain has garbage collected before there is as much of it as of the images of tests. The race detector takes two and a half times the
+// memory on top, and gives none of it back.
+func TestMain(m *testing.M) {
+	debug.SetMemoryLimit(400 << 20)
+	m.Run()
+}
 
 // gzipCodec is what eStargz layers use.
 type gzipCodec struct{}
@@ -49,7 +57,14 @@ func imageOf(t testing.TB, chunk int64, sizes ...int64) *image {
 	im := &image{Layer: &layer.Layer{Codec: gzipCodec{}}}
 	root := layer.Inode{Mode: unix.S_IFDIR | 0o755, Nlink: 2}
 	im.Inodes = append(im.Inodes, root)
+	var total, chunks int64
+	for _, size := range sizes {
+		total += blocks(size)
+		chunks += (size + chunk - 1) / chunk
+	}
+	im.data = make([]byte, total)
 	var blob bytes.Buffer
+	blob.Grow(int(total + total/4096 + 64*chunks)) // what grows is there twice
 	rnd := rand.NewChaCha8([32]byte{7})
 	zw, err := gzip.NewWriterLevel(&blob, gzip.NoCompression)
 	if err != nil {
@@ -57,7 +72,7 @@ func imageOf(t testing.TB, chunk int64, sizes ...int64) *image {
 	}
 	for i, size := range sizes {
 		in := layer.Inode{Mode: unix.S_IFREG | 0o644, Nlink: 1, Size: size, Data: im.DataSize, FirstChunk: uint32(len(im.Chunks))}
-		content := make([]byte, (size+layer.BlockSize-1)/layer.BlockSize*layer.BlockSize)
+		content := im.data[im.DataSize:][:blocks(size)]
 		_, _ = rnd.Read(content[:size])
 		for at := int64(0); at < size; at += chunk {
 			p := content[at:min(at+chunk, size)]
@@ -79,12 +94,16 @@ func imageOf(t testing.TB, chunk int64, sizes ...int64) *image {
 			in.NumChunks++
 		}
 		im.DataSize += int64(len(content))
-		im.data = append(im.data, content...)
 		im.Inodes = append(im.Inodes, in)
 		im.Inodes[layer.Root].Entries = append(im.Inodes[layer.Root].Entries, layer.Entry{Name: fmt.Sprint(i), Inode: uint32(i + 1)})
 	}
 	im.blob = blob.Bytes()
 	return im
+}
+
+// blocks is what a file takes of the data space.
+func blocks(size int64) int64 {
+	return (size + layer.BlockSize - 1) / layer.BlockSize * layer.BlockSize
 }
 
 // many is n times the same size.

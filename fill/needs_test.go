@@ -40,6 +40,8 @@ func treeOf(t testing.TB, entries ...entry) *image {
 			t.Fatal(err)
 		}
 	}
+	zw, err := gzip.NewWriterLevel(&blob, gzip.NoCompression)
+	check(err)
 	for _, e := range entries {
 		if e.target != "" {
 			check(b.Add(e.name, layer.Inode{Mode: unix.S_IFLNK | 0o777, Target: e.target}))
@@ -50,9 +52,8 @@ func treeOf(t testing.TB, entries ...entry) *image {
 			p := e.content[at:min(at+chunk, len(e.content))]
 			check(b.Frame(int64(blob.Len())))
 			check(b.Chunk(int64(at), int64(len(p)), 0, sha256.Sum256(p)))
-			zw, err := gzip.NewWriterLevel(&blob, gzip.NoCompression)
-			check(err)
-			_, err = zw.Write(p)
+			zw.Reset(&blob)
+			_, err := zw.Write(p)
 			check(err)
 			check(zw.Close())
 		}
