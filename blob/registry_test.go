@@ -145,8 +145,8 @@ func fixed(hosts ...docker.RegistryHost) Hosts {
 	return func() ([]docker.RegistryHost, error) { return hosts, nil }
 }
 
-// quick gives up soon: for tests of what happens when nothing else helps.
-var quick = Options{RetryFor: time.Second, Stall: 200 * time.Millisecond}
+// quick gives up soon, but for no pause that a busy machine makes: for tests of what happens when nothing else helps.
+var quick = Options{RetryFor: 3 * time.Second, Stall: time.Second}
 
 // open returns a Reader of blob as registry.test/team/image has it.
 func open(t *testing.T, blob []byte, opt Options, hosts Hosts) *Reader {
@@ -205,7 +205,7 @@ func noLeaks(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
 		var stacks string
-		for range 100 {
+		for range 1000 {
 			buf := make([]byte, 1<<20)
 			stacks = string(buf[:runtime.Stack(buf, true)])
 			if !strings.Contains(stacks, "http.(*persistConn)") && !strings.Contains(stacks, "blob.(*") {

@@ -265,7 +265,7 @@ func TestWriteFails(t *testing.T) {
 			}
 		})
 	}
-	for range 100 {
+	for range 1000 {
 		if runtime.NumGoroutine() <= before {
 			return
 		}

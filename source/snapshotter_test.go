@@ -289,7 +289,7 @@ func TestPulledInPlace(t *testing.T) {
 		both.Done()
 		select {
 		case <-met:
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("blobs are not fetched in parallel")
 		}
 	}

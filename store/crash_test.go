@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fileClock is longer than a tick of the clock that kernels before 6.13 give files their times by, which is one of 100 Hz at the slowest.
+const fileClock = 25 * time.Millisecond
+
 // copyTree copies a state directory as it is at this moment.
 func copyTree(t testing.TB, from string) (to string) {
 	t.Helper()
@@ -213,7 +216,7 @@ func (c *crasher) step() string {
 			c.root = root
 		} else {
 			c.s.Close()
-			time.Sleep(5 * time.Millisecond) // the kernel's clock for files, before 6.13
+			time.Sleep(fileClock)
 		}
 		names := glob(c.t, c.root, "*")
 		hit := names[c.rng.IntN(len(names))]
@@ -391,7 +394,7 @@ func TestDamagedData(t *testing.T) {
 				s := open(t, root, Options{})
 				fillAll(t, hold(t, s, fx), fx)
 				s.Close()
-				time.Sleep(5 * time.Millisecond) // the kernel's clock for files, before 6.13
+				time.Sleep(fileClock)
 				f, err := os.OpenFile(glob(t, root, dataFile)[0], os.O_RDWR, 0)
 				if err != nil {
 					t.Fatal(err)

@@ -195,7 +195,7 @@ func TestOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	mounted = false
-	for range 100 { // overlayfs lets go after a grace period
+	for range 1000 { // overlayfs lets go after a grace period
 		if d.sweep(); len(d.mounts) == 0 {
 			return
 		}

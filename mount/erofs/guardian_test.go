@@ -146,7 +146,7 @@ func guardians(root string) (pids []int) {
 
 // guardiansEnd waits for that.
 func guardiansEnd(root string) bool {
-	for range 500 {
+	for range 3000 {
 		if len(guardians(root)) == 0 {
 			return true
 		}
