@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -21,26 +23,33 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
+// freePort returns an address that a daemon can listen on. Its port isn't one that the kernel gives to whoever dials, who might have
+// taken it before the daemon does.
 func freePort(t *testing.T) string {
 	t.Helper()
 	var lc net.ListenConfig
-	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		ln, err := lc.Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.Close()
+		return ln.Addr().String()
 	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // run runs our binary and returns its standard output, standard error and exit status.
-// One that is still there after 20 s is killed, and the test fails.
+// One that is still there after a minute is killed, and the test fails.
 func run(t *testing.T, env []string, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	bin, err := daemon.Bin(daemon.OursBinary)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("still running after 20 s"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("still running after a minute"))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -310,7 +319,7 @@ func testSIGTERMDuringBuild(t *testing.T) {
 	if mounts, err := d.Mounts(); err != nil || len(mounts) > 0 {
 		t.Errorf("mounts left: %q, %v", mounts, err)
 	}
-	if took := time.Since(start); took > 15*time.Second {
+	if took := time.Since(start); took > 45*time.Second {
 		t.Errorf("the daemon took %v to end", took)
 	}
 	select {
@@ -318,7 +327,7 @@ func testSIGTERMDuringBuild(t *testing.T) {
 		if o.err != nil || o.res.Err == "" {
 			t.Errorf("the client says: %+v, %v", o.res, o.err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the client is still waiting")
 	}
 }

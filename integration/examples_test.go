@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -179,12 +178,7 @@ func checkLazy(t *testing.T, target string, metadata map[string]json.RawMessage,
 // checkQuotes runs the Go service and asks it for a quote.
 func checkQuotes(t *testing.T, bin string) {
 	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
+	addr := freePort(t)
 	service := exec.CommandContext(t.Context(), bin, "-addr", addr)
 	var said bytes.Buffer
 	service.Stdout, service.Stderr = &said, &said
@@ -198,7 +192,7 @@ func checkQuotes(t *testing.T, bin string) {
 		}
 	}()
 	var quote struct{ Text, Author string }
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/", nil)
 		if err != nil {
 			t.Fatal(err)
