@@ -1,14 +1,12 @@
 package integration
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,7 +40,7 @@ func interrupt(t *testing.T, name string, args ...string) {
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	// As at a terminal, where ^C reaches the whole group.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	var said lockedBuffer
+	var said daemon.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -51,8 +49,9 @@ func interrupt(t *testing.T, name string, args ...string) {
 	go func() { exited <- cmd.Wait() }()
 	defer func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }()
 
-	// A mounted layer means that the build is on its way; the daemon's self-tests mount others while it starts.
-	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	// A mounted layer means that the build is on its way; the daemon's self-tests mount others while it starts. Before that an image of the
+	// toolchain is compressed, if no run before has left one.
+	for deadline := time.Now().Add(10 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		mounts, err := daemon.MountsBelow(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -105,21 +104,4 @@ func interrupt(t *testing.T, name string, args ...string) {
 			t.Errorf("%s left process %s: %q", name, p, raw)
 		}
 	}
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

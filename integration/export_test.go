@@ -185,15 +185,7 @@ func TestExportChunkSizes(t *testing.T) {
 	// chunks counts the frames and chunks of the files of a layer.
 	chunks := func(t *testing.T, l v1.Layer) (frames, chunks int) {
 		t.Helper()
-		rc, err := l.Compressed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rc.Close()
-		blob, err := io.ReadAll(rc)
-		if err != nil {
-			t.Fatal(err)
-		}
+		blob := compressed(t, l)
 		sr := io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob)))
 		offset, _, err := estargz.OpenFooter(sr)
 		if err != nil {

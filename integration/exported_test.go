@@ -41,6 +41,12 @@ func layerBlob(t *testing.T, img v1.Image, d v1.Hash) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return compressed(t, l)
+}
+
+// compressed returns a layer's blob.
+func compressed(t *testing.T, l v1.Layer) []byte {
+	t.Helper()
 	rc, err := l.Compressed()
 	if err != nil {
 		t.Fatal(err)
@@ -216,16 +222,7 @@ func wantZstdDiffIDs(t *testing.T, img v1.Image) {
 
 func zstdDiffID(t *testing.T, l v1.Layer) digest.Digest {
 	t.Helper()
-	rc, err := l.Compressed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rc.Close()
-	data, err := io.ReadAll(rc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	zr, err := zstd.NewReader(bytes.NewReader(data))
+	zr, err := zstd.NewReader(bytes.NewReader(compressed(t, l)))
 	if err != nil {
 		t.Fatal(err)
 	}

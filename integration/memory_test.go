@@ -60,15 +60,7 @@ func pushManyLayers(t *testing.T, reg *registry.Registry, tag string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := layers[1].Compressed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	blob, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	blob := compressed(t, layers[1])
 	start, _, err := estargz.OpenFooter(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))))
 	if err != nil {
 		t.Fatal(err)

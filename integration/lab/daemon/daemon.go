@@ -99,7 +99,7 @@ type Options struct {
 	Files []*os.File
 	// Ready, if set, replaces the wait for an answer on the first address.
 	Ready func(context.Context, *Daemon) error
-	// Timeout is how long to wait until the daemon answers; 0 means 30 s.
+	// Timeout is how long to wait until the daemon answers; 0 means a minute.
 	Timeout time.Duration
 }
 
@@ -114,7 +114,7 @@ type Daemon struct {
 	cmd     *exec.Cmd
 	tmp     string // socket and configuration
 	ownRoot bool
-	logs    logBuffer
+	logs    Buffer
 	exited  chan struct{}
 	waitErr error
 	undo    func()
@@ -204,7 +204,7 @@ func Start(ctx context.Context, opt Options) (_ *Daemon, err error) {
 	})
 	timeout := opt.Timeout
 	if timeout == 0 {
-		timeout = 30 * time.Second
+		timeout = time.Minute
 	}
 	ready := opt.Ready
 	if ready == nil {
@@ -265,7 +265,7 @@ func (d *Daemon) tail() string {
 // Exited is closed when the process has ended.
 func (d *Daemon) Exited() <-chan struct{} { return d.exited }
 
-// Stop ends the daemon by SIGTERM, by SIGKILL if it has not ended after 20 s (an
+// Stop ends the daemon by SIGTERM, by SIGKILL if it has not ended after a minute (an
 // error then), and returns its exit status, -1 if a signal ended it. The
 // state stays. Stopping one that has ended returns its status.
 func (d *Daemon) Stop() (status int, err error) {
@@ -279,9 +279,9 @@ func (d *Daemon) Stop() (status int, err error) {
 	}
 	select {
 	case <-d.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		d.Kill()
-		return -1, fmt.Errorf("stop %s: still there 20 s after SIGTERM, killed\n%s", d.Kind, d.tail())
+		return -1, fmt.Errorf("stop %s: still there a minute after SIGTERM, killed\n%s", d.Kind, d.tail())
 	}
 	return d.cmd.ProcessState.ExitCode(), nil
 }
@@ -338,19 +338,19 @@ func (d *Daemon) Close() error {
 	return errors.Join(err, os.RemoveAll(d.tmp))
 }
 
-// logBuffer is a buffer that one writes and others read.
-type logBuffer struct {
+// A Buffer is one that a process writes and others read.
+type Buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (b *logBuffer) Write(p []byte) (int, error) {
+func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
 }
 
-func (b *logBuffer) String() string {
+func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
