@@ -236,7 +236,7 @@ func TestFaultsWhileMounting(t *testing.T) {
 			t.Parallel()
 			reg := startRegistry(t, registry.Options{})
 			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 8<<20)), baseimage.EStargz)
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"3s\"\n"})
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"12s\"\n"})
 			c.fault.Match = registry.MatchBlob(layerDigests(t, img)[1])
 			reg.Faults.Add(c.fault)
 			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/5\n"})

@@ -187,7 +187,7 @@ func TestColdBuildsLeaveNothingBehind(t *testing.T) {
 		}
 		left := over()
 		// BuildKit keeps the traces of builds for two minutes.
-		for deadline := time.Now().Add(time.Duration(thorough(15, 240)) * time.Second); len(left) > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(time.Duration(thorough(60, 240)) * time.Second); len(left) > 0 && time.Now().Before(deadline); {
 			time.Sleep(time.Second)
 			left = over()
 		}

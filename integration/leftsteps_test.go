@@ -90,7 +90,7 @@ func TestLeftStepsAreEnded(t *testing.T) {
 		}
 		wantContains(t, "output", build(t, next, client.Solve{Dockerfile: from + "RUN echo goes on\n"}).Output(), "goes on")
 		stopDaemon(t, next)
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 			guardians := guardiansOf(t, next)
 			if len(guardians) == 0 {
 				break

@@ -101,7 +101,7 @@ func checkDoor(door string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 20*time.Second, errors.New("check hangs"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), time.Minute, errors.New("check hangs"))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bin, "check")
 	cmd.Env = append(os.Environ(), throughDoor(door)...)
@@ -251,7 +251,7 @@ func buildFails(t *testing.T, d *daemon.Daemon, s client.Solve) string {
 
 func tryBuild(t *testing.T, d *daemon.Daemon, s client.Solve) *client.Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Minute, errors.New("a build of a test took 3 minutes"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 6*time.Minute, errors.New("a build of a test took 6 minutes"))
 	defer cancel()
 	res, err := client.Buildctl{Addr: d.Addr}.Build(ctx, s)
 	if err != nil {

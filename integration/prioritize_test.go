@@ -116,7 +116,7 @@ func TestPrioritize(t *testing.T) {
 			}
 			return at == landmark.Offset
 		}
-		for end := time.Now().Add(20 * time.Second); !complete() && time.Now().Before(end); {
+		for end := time.Now().Add(60 * time.Second); !complete() && time.Now().Before(end); {
 			time.Sleep(50 * time.Millisecond)
 		}
 		if !complete() || len(pieces) > 4 || pieces[0][0] != first.Offset || pieces[len(pieces)-1][1] != landmark.Offset {

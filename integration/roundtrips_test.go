@@ -69,7 +69,7 @@ func TestFourRoundTripsToTheFirstRUN(t *testing.T) { eachDoor(t, testFourRoundTr
 
 func testFourRoundTripsToTheFirstRUN(t *testing.T) {
 	const layers, most = 6, 4
-	rounds := &slowRounds{delay: 250 * time.Millisecond}
+	rounds := &slowRounds{delay: time.Second}
 	dir := t.TempDir()
 	var more []baseimage.Layer
 	for i := range layers - 1 {

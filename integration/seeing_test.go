@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,7 +95,7 @@ func testFiguresAgreeWithTheRegistry(t *testing.T) {
 	want := map[digest.Digest]int64{}
 	got := map[digest.Digest]int64{}
 	// What was read ahead may still be on its way.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		sent := reg.Log.BlobBytes()
 		clear(want)
 		clear(got)
@@ -167,7 +168,7 @@ func traceOf(t *testing.T, d *daemon.Daemon) map[string]int {
 			Trace struct{ Digest string }
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); history.Record.Trace.Digest == ""; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); history.Record.Trace.Digest == ""; time.Sleep(100 * time.Millisecond) {
 		out, err := buildctl.Run(t.Context(), "debug", "histories", "--format", "{{json .}}")
 		if err != nil {
 			t.Fatal(err)
@@ -204,9 +205,9 @@ func traceOf(t *testing.T, d *daemon.Daemon) map[string]int {
 
 // TestASlowReadIsShown has a registry that stops answering in the middle of a step, and in the middle of a COPY: who looks
 // at the build learns what it waits for.
-func TestASlowReadIsShown(t *testing.T) { eachDoor(t, testASlowReadIsShown) }
+func TestASlowReadIsShown(t *testing.T) { eachDoorAtOnce(t, testASlowReadIsShown) }
 
-func testASlowReadIsShown(t *testing.T) {
+func testASlowReadIsShown(t *testing.T, door []string) {
 	const trouble = 7 * time.Second
 	for name, c := range map[string]struct {
 		kind  registry.Kind
@@ -228,24 +229,30 @@ func testASlowReadIsShown(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			reg := startRegistry(t, registry.Options{})
 			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
 			top := layerDigests(t, img)[1]
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
 			fill := func(s string) string {
 				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1"), "{host}", reg.Host).Replace(s)
 			}
-			var since atomic.Int64 // when it began, in Unix nanoseconds
+			var broken atomic.Bool
+			var first sync.Once // of the requests that are in trouble
 			var remove func()
 			match := registry.MatchBlob(top)
 			remove = reg.Faults.Add(registry.Fault{Kind: c.kind, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
-				if strings.Contains(r.URL.Path, "/lab-fault") && since.CompareAndSwap(0, time.Now().UnixNano()) {
-					time.AfterFunc(trouble, func() { remove() })
+				if strings.Contains(r.URL.Path, "/lab-fault") {
+					broken.Store(true)
 				}
-				return since.Load() != 0 && match(r)
+				if !broken.Load() || !match(r) {
+					return false
+				}
+				first.Do(func() { time.AfterFunc(trouble, func() { remove() }) })
+				return true
 			}})
 			res := build(t, d, client.Solve{Dockerfile: fill("FROM {ref}\n" + c.steps), Plain: true})
-			if since.Load() == 0 {
+			if !broken.Load() {
 				t.Fatal("the step never broke the registry")
 			}
 			wantContains(t, "progress", res.Plain, digest.FromString(noise(12, 1<<20)).Encoded())
