@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"io"
+	"net/http"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -139,4 +140,19 @@ func TestExternalTOC(t *testing.T) {
 			}
 		})
 	}
+	t.Run("trouble", func(t *testing.T) {
+		reg.Log.Reset()
+		d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+		top := layerDigests(t, tocs)[1]
+		defer reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Match: registry.MatchBlob(top), Count: 2})()
+		defer reg.Faults.Add(registry.Fault{Kind: registry.ShortBody, Match: registry.MatchBlob(top), Skip: 2, Count: 1})()
+		res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:there") + "\nRUN sha256sum /big/5\n", NoCache: true})
+		wantContains(t, "output", res.Output(), want)
+		if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
+			t.Errorf("%d layers are lazy, want 2: a fault that passes is no reason to pull", rep.Images[0].Lazy)
+		}
+		if hits := reg.Faults.Hits(); hits != 3 {
+			t.Errorf("%d requests failed, want 3", hits)
+		}
+	})
 }

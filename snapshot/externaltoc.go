@@ -46,57 +46,62 @@ func (s *served) externalTOC(ctx context.Context) ([]byte, error) {
 	s.blobMu.Lock()
 	src := s.src
 	s.blobMu.Unlock()
-	return externalTOC(ctx, src.ref, s.key.Blob, func() ([]docker.RegistryHost, error) {
-		return s.engine.opt.Hosts(src.ref, src.sessions)
-	})
+	hosts := func() ([]docker.RegistryHost, error) { return s.engine.opt.Hosts(src.ref, src.sessions) }
+	return externalTOC(ctx, src.ref, s.key.Blob, hosts, blob.Options{RetryFor: s.engine.opt.Blob.RetryFor})
 }
 
-func externalTOC(ctx context.Context, image reference.Spec, of digest.Digest, hosts blob.Hosts) ([]byte, error) {
+func externalTOC(ctx context.Context, image reference.Spec, of digest.Digest, hosts blob.Hosts, opt blob.Options) ([]byte, error) {
 	ref, err := tocImage(image)
 	if err != nil {
 		return nil, err
 	}
 	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: func(string) ([]docker.RegistryHost, error) { return hosts() }})
-	toc, err := fetchTOC(ctx, resolver, ref, of.String())
+	var toc []byte
+	desc, err := findTOC(ctx, resolver, ref, of.String())
+	if err == nil {
+		toc, err = fetchTOC(ctx, blob.New(ref, desc.Digest, desc.Size, hosts, opt), desc)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w, %s: %w", estargz.ErrExternalTOC, ref, err)
 	}
 	return toc, nil
 }
 
-func fetchTOC(ctx context.Context, resolver remotes.Resolver, ref reference.Spec, of string) ([]byte, error) {
+// findTOC returns the layer of an image that is the table of contents of another layer.
+func findTOC(ctx context.Context, resolver remotes.Resolver, ref reference.Spec, of string) (found ocispecs.Descriptor, err error) {
 	_, desc, err := resolver.Resolve(ctx, ref.String())
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	if images.IsManifestType(desc.MediaType) && desc.Size > maxTOCImage {
-		return nil, fmt.Errorf("its manifest has %d bytes", desc.Size)
+		return found, fmt.Errorf("its manifest has %d bytes", desc.Size)
 	}
 	fetcher, err := resolver.Fetcher(ctx, ref.String())
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	manifest, err := containerdutil.FetchManifestPlatform(ctx, fetcher, desc, platforms.DefaultSpec())
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	for _, l := range manifest.Layers {
 		if l.Annotations[annotationTOCFor] == of {
-			return fetchAll(ctx, fetcher, l)
+			return l, nil
 		}
 	}
-	return nil, fmt.Errorf("it has none for %s", of)
+	return found, fmt.Errorf("it has none for %s", of)
 }
 
-// fetchAll reads a blob that is small.
-func fetchAll(ctx context.Context, fetcher remotes.Fetcher, desc ocispecs.Descriptor) ([]byte, error) {
-	if desc.Size > estargz.MaxCompressedTOC {
-		return nil, fmt.Errorf("%s has %d bytes, more than a table of contents may have", desc.Digest, desc.Size)
+// fetchTOC reads a table of contents as layers are read, but for that all of it is wanted.
+func fetchTOC(ctx context.Context, from *blob.Reader, desc ocispecs.Descriptor) ([]byte, error) {
+	if desc.Size < 1 || desc.Size > estargz.MaxCompressedTOC {
+		return nil, fmt.Errorf("%s has %d bytes, which no table of contents has", desc.Digest, desc.Size)
 	}
-	body, err := fetcher.Fetch(ctx, desc)
+	from.AcceptWhole()
+	body, err := from.Fetch(ctx, 0, desc.Size)
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	return io.ReadAll(io.LimitReader(body, desc.Size))
+	return io.ReadAll(body)
 }

@@ -39,7 +39,7 @@ func Peek(ctx context.Context, from io.ReaderAt, desc ocispecs.Descriptor, toc d
 		if hosts == nil {
 			return nil, estargz.ErrExternalTOC
 		}
-		return externalTOC(ctx, ref, desc.Digest, hosts)
+		return externalTOC(ctx, ref, desc.Digest, hosts, blob.Options{})
 	})
 	switch {
 	case err == nil:
