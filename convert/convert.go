@@ -101,7 +101,8 @@ type LayerResult struct {
 	Layer
 
 	Action Action        `json:"action"`
-	Reason string        `json:"reason,omitempty"` // why it isn't converted
+	Lazy   bool          `json:"lazy"`             // what it has become
+	Reason string        `json:"reason,omitempty"` // why it isn't converted, or isn't lazy all the same
 	To     digest.Digest `json:"to"`
 	ToSize int64         `json:"toSize"`
 	// Lossy is a name that the format can't hold: the layer is a valid one, and not lazy.
@@ -213,7 +214,7 @@ func (c *conversion) result(root *node) Result {
 			continue
 		}
 		r.Layers = append(r.Layers, LayerResult{
-			Layer: b.layer(), Action: b.action, Reason: b.reason, To: b.now.Digest, ToSize: b.now.Size, Lossy: b.lossy, First: b.first,
+			Layer: b.layer(), Action: b.action, Lazy: b.lazy, Reason: b.reason, To: b.now.Digest, ToSize: b.now.Size, Lossy: b.lossy, First: b.first,
 		})
 	}
 	return r

@@ -168,8 +168,8 @@ func TestZstdChunked(t *testing.T) {
 	opt := Options{Format: NewZstdChunked(zstdchunked.WriteOptions{})}
 	dst := repo(t, reg, "dst:1")
 	r := must(t, repo(t, reg, "src:1"), dst, opt)
-	if got := actions(r); !slices.Equal(got, []Action{Converted, Present}) {
-		t.Errorf("layers were %v", got)
+	if got := actions(r); !slices.Equal(got, []Action{Converted, Present}) || !r.Layers[0].Lazy || !r.Layers[1].Lazy {
+		t.Errorf("layers were %+v", r.Layers)
 	}
 	report := wantLazy(t, dst)
 	if l := report.Images[0].Layers; l[0].Format != "zstd:chunked" || l[1].Format != "estargz" {
@@ -309,19 +309,22 @@ func TestKindsOfLayers(t *testing.T) {
 		t.Fatal(err)
 	}
 	secret := []byte(strings.Repeat("encrypted", 1000))
+	odd := tarOf(t, "caf\xe9")
 	for name, tt := range map[string]struct {
 		piece
 		platform string
 		want     Action
 		reason   string
+		eager    bool
 	}{
 		"zstd":         {piece: piece{tar: p, blob: z.Bytes(), mediaType: ocispecs.MediaTypeImageLayerZstd}, want: Converted},
 		"tar":          {piece: piece{tar: p, blob: p, mediaType: ocispecs.MediaTypeImageLayer}, want: Converted},
 		"gzip as tar":  {piece: piece{tar: p, blob: gzipped(t, p), mediaType: "application/vnd.docker.image.rootfs.diff.tar"}, want: Converted},
-		"encrypted":    {piece: piece{tar: p, blob: secret, mediaType: ocispecs.MediaTypeImageLayerGzip + "+encrypted"}, want: Present, reason: "it is encrypted"},
-		"windows":      {piece: plain(t, "win"), platform: "windows/amd64", want: Present, reason: "it is a layer of Windows"},
-		"foreign":      {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", urls: []string{"https://example.com/layer"}}, want: Kept, reason: "it is a foreign layer"},
-		"unknown type": {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.oci.image.layer.v2.squashfs"}, want: Present, reason: "is not one of a tar"},
+		"not UTF-8":    {piece: piece{tar: odd, blob: gzipped(t, odd), mediaType: ocispecs.MediaTypeImageLayerGzip}, want: Converted, reason: `can't say what its tar says of "caf\xe9"`, eager: true},
+		"encrypted":    {piece: piece{tar: p, blob: secret, mediaType: ocispecs.MediaTypeImageLayerGzip + "+encrypted"}, want: Present, reason: "it is encrypted", eager: true},
+		"windows":      {piece: plain(t, "win"), platform: "windows/amd64", want: Present, reason: "it is a layer of Windows", eager: true},
+		"foreign":      {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", urls: []string{"https://example.com/layer"}}, want: Kept, reason: "it is a foreign layer", eager: true},
+		"unknown type": {piece: piece{tar: p, blob: secret, mediaType: "application/vnd.oci.image.layer.v2.squashfs"}, want: Present, reason: "is not one of a tar", eager: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			platform := tt.platform
@@ -331,7 +334,7 @@ func TestKindsOfLayers(t *testing.T) {
 			put(t, reg, "1", platform, ocispecs.MediaTypeImageManifest, tt.piece)
 			r := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
 			l := r.Layers[0]
-			if l.Action != tt.want || !strings.Contains(l.Reason, tt.reason) || tt.want != Converted && l.To != l.Digest {
+			if l.Action != tt.want || l.Lazy == tt.eager || !strings.Contains(l.Reason, tt.reason) || tt.want != Converted && l.To != l.Digest {
 				t.Errorf("%+v", l)
 			}
 			_, raw := reg.Manifest("dst", "1")

@@ -37,8 +37,9 @@ type blobJob struct {
 	role     role
 	platform string
 	content  []byte // of a configuration
-	reason   string // why it isn't converted, "" if it is
+	reason   string // why it isn't converted, or isn't lazy then
 	claimed  bool   // to be of the format already
+	lazy     bool   // or will be
 	diffID   digest.Digest
 
 	read   atomic.Int64
@@ -85,6 +86,7 @@ func (b *blobJob) plan(f Format, diffID digest.Digest, os string) error {
 		b.reason = "it is a layer of Windows"
 	default:
 		b.claimed, b.reason = f.Claimed(b.desc), f.Keeps(b.desc)
+		b.lazy = b.reason != ""
 	}
 	return nil
 }
@@ -158,11 +160,19 @@ func (c *conversion) has(ctx context.Context, m memory) (bool, error) {
 // use takes what a layer has become before.
 func (c *conversion) use(b *blobJob, m memory) {
 	if m.Digest == m.From {
-		b.action, b.reason = Present, reasonLazy
+		b.action, b.lazy, b.reason = Present, true, reasonLazy
 		c.remember(m)
 		return
 	}
 	b.action, b.lossy = Reused, m.Lossy
+	b.lazy = c.opt.Format.Claimed(ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Annotations: m.Annotations})
+	switch {
+	case b.lazy:
+	case m.Lossy != "":
+		b.reason = fmt.Sprintf("a table of contents can't say what its tar says of %q", m.Lossy)
+	default:
+		b.reason = "its table of contents would be larger than readers take it"
+	}
 	b.now = ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Digest: m.Digest, Size: m.Size}
 	b.was, b.diffID = &m, m.DiffID
 	c.remember(m)
@@ -172,7 +182,7 @@ const reasonLazy = "it is lazy already"
 
 // lazy copies a layer that is of the format.
 func (c *conversion) lazy(ctx context.Context, b *blobJob, m memory) error {
-	b.reason = reasonLazy
+	b.lazy, b.reason = true, reasonLazy
 	if err := c.copied(ctx, b); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ func convertCommand() *cli.Command {
 		&cli.StringFlag{Name: "compression-level", Usage: "`LEVEL`, -2 to 9 of estargz, 0 to 22 of zstdchunked", DefaultText: "the format's"},
 		&cli.StringFlag{Name: "estargz-chunk-size", Usage: "`SIZE` of what is fetched and verified at once, such as 1MiB", DefaultText: "4MiB"},
 		&cli.StringFlag{Name: "estargz-min-chunk-size", Usage: "`SIZE` up to which small files share a gzip stream, such as 64k", DefaultText: "64k; 0 lets none do"},
+		&cli.StringFlag{Name: "zstdchunked-chunk-size", Usage: "`SIZE` of what is fetched and verified at once, such as 1MiB", DefaultText: "4MiB"},
 		&cli.StringFlag{Name: "lazy-prioritize", Usage: "`FILE` with a list of the files that come first in their layers, as for exports"},
 		&cli.StringSliceFlag{Name: "cache-from", Usage: "`IMAGE` converted before, whose layers need not be converted again; repeatable. That of DST is always looked at"},
 		&cli.StringFlag{Name: "state", Usage: "`DIR` that remembers which layers have been converted", DefaultText: "buildkitd-lazy/convert in the user's cache directory"},
@@ -109,8 +110,8 @@ func convertImage(ctx context.Context, c *cli.Command) (err error) {
 func warn(c *cli.Command, result convert.Result) {
 	first, converted, reused := 0, false, false
 	for _, l := range result.Layers {
-		if l.Lossy != "" {
-			fmt.Fprintf(c.Root().ErrWriter, "layer %s isn't lazy: the name %q, which isn't UTF-8, has no place in its table of contents\n", l.To, l.Lossy)
+		if !l.Lazy {
+			fmt.Fprintf(c.Root().ErrWriter, "layer %s isn't lazy: %s\n", l.To, l.Reason)
 		}
 		first += l.First
 		converted = converted || l.Action == convert.Converted
@@ -168,21 +169,23 @@ func layerFormat(c *cli.Command) (convert.Format, error) {
 		}
 		level = &n
 	}
-	opt := estargz.WriteOptions{Level: level}
+	eopt, zopt := estargz.WriteOptions{Level: level}, zstdchunked.WriteOptions{Level: level}
 	for _, f := range []struct {
 		name  string
+		of    string
 		least int64
 		to    *int64
 	}{
-		{"estargz-chunk-size", 4 << 10, &opt.ChunkSize},
-		{"estargz-min-chunk-size", 0, &opt.MinChunkSize},
+		{"estargz-chunk-size", "estargz", 4 << 10, &eopt.ChunkSize},
+		{"estargz-min-chunk-size", "estargz", 0, &eopt.MinChunkSize},
+		{"zstdchunked-chunk-size", "zstdchunked", 4 << 10, &zopt.ChunkSize},
 	} {
 		s := c.String(f.name)
 		if s == "" {
 			continue
 		}
-		if name != "estargz" {
-			return nil, fmt.Errorf("--%s=%s is for --compression=estargz only", f.name, s)
+		if name != f.of {
+			return nil, fmt.Errorf("--%s=%s is for --compression=%s only", f.name, s, f.of)
 		}
 		n, err := units.RAMInBytes(s)
 		if err != nil || n < f.least || n > estargz.MaxChunkSize {
@@ -195,9 +198,9 @@ func layerFormat(c *cli.Command) (convert.Format, error) {
 		if path != "" {
 			return nil, fmt.Errorf("--lazy-prioritize=%s is for --compression=estargz only", path)
 		}
-		return convert.NewZstdChunked(zstdchunked.WriteOptions{Level: level}), nil
+		return convert.NewZstdChunked(zopt), nil
 	}
-	format := convert.NewEStargz(opt)
+	format := convert.NewEStargz(eopt)
 	if path == "" {
 		return format, nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -30,9 +31,15 @@ func registryFlags() []cli.Flag {
 
 // registryHosts returns the hosts of registries as buildkitd.toml has them, with the credentials that docker has.
 func registryHosts(c *cli.Command) (repository.Hosts, error) {
-	path := c.String("config")
-	if root := c.Root(); !c.IsSet("config") && root.IsSet("config") {
+	path, root := c.String("config"), c.Root()
+	if !c.IsSet("config") && root.IsSet("config") {
 		path = root.String("config") // the flag may stand in front of the command
+	}
+	if c.IsSet("config") || root.IsSet("config") {
+		// The daemon does without, as stock's. Here it would be a registry asked in another way than somebody wants.
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("--config: %w", err)
+		}
 	}
 	file, err := config.Load(path)
 	if err != nil {
