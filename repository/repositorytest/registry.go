@@ -42,6 +42,7 @@ type Registry struct {
 	uploads map[string]string // id -> repository
 	begun   int
 	log     []Request
+	active  int // requests that aren't in the log yet
 }
 
 type repo struct {
@@ -85,10 +86,21 @@ func (r *Registry) Hosts() func(string) ([]docker.RegistryHost, error) {
 	}
 }
 
+// settle waits for requests that have been answered to be in the log: who asked has the answer before. One that is never answered isn't waited for
+// long. The caller holds mu.
+func (r *Registry) settle() {
+	for n := 0; r.active > 0 && n < 100; n++ {
+		r.mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		r.mu.Lock()
+	}
+}
+
 // Requests returns what was asked since the last Reset, without what tokens were asked for.
 func (r *Registry) Requests() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	return slices.Clone(r.log)
 }
 
@@ -96,6 +108,7 @@ func (r *Registry) Requests() []Request {
 func (r *Registry) Reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	r.log = nil
 }
 
@@ -192,9 +205,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body := &counter{ReadCloser: req.Body}
 	req.Body = body
 	cw := &counting{ResponseWriter: w, status: http.StatusOK}
+	r.mu.Lock()
+	r.active++
+	r.mu.Unlock()
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		r.active--
 		r.log = append(r.log, Request{req.Method, req.URL.Path, req.URL.RawQuery, cw.status, body.n, cw.n})
 	}()
 	if r.Token != "" && req.Header.Get("Authorization") != "Bearer "+r.Token {
