@@ -25,7 +25,7 @@ import (
 
 var (
 	// ErrReserved is a file of a name that means something to readers of eStargz, and that they would hide or take for what it isn't.
-	ErrReserved = fmt.Errorf("the name is reserved by the eStargz format: %w", fs.ErrInvalid)
+	ErrReserved = fmt.Errorf("the name is reserved by the eStargz format: rename it, or choose zstdchunked: %w", fs.ErrInvalid)
 	// ErrUnsupported is an entry that a TOC has no place for.
 	ErrUnsupported = fmt.Errorf("not supported by formats of lazy layers: %w", fs.ErrInvalid)
 )
