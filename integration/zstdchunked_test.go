@@ -92,7 +92,7 @@ func wantBaseKept(t *testing.T, img, base v1.Image) {
 }
 
 // TestZstdChunkedExport has Podman's storage library read what the exporter writes, by the table of contents, and make the tar of it that the
-// DiffID is of.
+// DiffID is of. To stock BuildKit it's zstd.
 func TestZstdChunkedExport(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	// Not all that a layer can hold: Podman fails where one has a whiteout and a file of the same name.
@@ -134,6 +134,11 @@ func TestZstdChunkedExport(t *testing.T) {
 			}
 			podmanReads(t, blob, l.Annotations, cf.RootFS.DiffIDs[i].String())
 		}
+	}
+	for _, kind := range []daemon.Kind{daemon.StockOverlay, daemon.StockStargz} {
+		s := startDaemon(t, daemon.Options{Kind: kind, Config: plainHTTP(reg)})
+		res := build(t, s, client.Solve{Dockerfile: "FROM " + reg.Ref("app:1") + "\nRUN sha256sum /big/1 && cmp /more /link && readlink /s/dangling\n"})
+		wantContains(t, "output of "+string(kind), res.Output(), digest.FromString(noise(1, 1<<20)).Encoded(), "/does/not/exist")
 	}
 }
 

@@ -1,0 +1,138 @@
+package integration
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+func gzipOf(t *testing.T, p []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, err := w.Write(p)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// tarOfFile is a tar of a file.
+func tarOfFile(t *testing.T, name, content string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(content))})
+	if err == nil {
+		_, err = io.WriteString(w, content)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// pushOn pushes an image with one more layer.
+func pushOn(t *testing.T, reg *registry.Registry, base v1.Image, l rawLayer, mediaType types.MediaType, tag string) {
+	t.Helper()
+	img, err := mutate.Append(base, mutate.Addendum{Layer: l, MediaType: mediaType})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := baseimage.Push(t.Context(), reg, tag, img); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestExportBadLayers forces layers into formats that can't hold them: the error says what is wrong, nothing is pushed, nothing is left, and
+// the image is exported as it is by who doesn't force.
+func TestExportBadLayers(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	base, _ := push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
+	debug := freePort(t)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
+	// BuildKit keeps what it has of a download that is broken off, so the layers below are there before.
+	build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN true\n"})
+	whole := tarOfFile(t, "some/file", noise(1, 20_000))
+	sparse := exec.CommandContext(t.Context(), "sh", "-c", "truncate -s 1M hole && echo x >> hole && tar --sparse -c hole")
+	sparse.Dir = t.TempDir()
+	holes, err := sparse.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reserved := tarOfFile(t, "stargz.index.json", "{}")
+	layerOf := func(tar []byte) rawLayer { return rawLayer{gzipOf(t, tar), digest.FromBytes(tar)} }
+	const encrypted = types.OCILayer + "+encrypted"
+	for name, c := range map[string]struct {
+		layer rawLayer
+		want  []string // of the error; with zstd:chunked there is none of a reserved name
+	}{
+		"tar ends early":  {layerOf(whole[:10_000]), []string{`"some/file"`, "unexpected EOF"}},
+		"gzip ends early": {rawLayer{gzipOf(t, whole)[:9_000], digest.FromBytes(whole)}, []string{"unexpected EOF"}},
+		"no tar":          {layerOf(bytes.Repeat([]byte("no tar"), 500)), []string{"invalid tar header"}},
+		"sparse file":     {layerOf(holes), []string{`"hole"`, "sparse file"}},
+		"reserved name":   {layerOf(reserved), []string{`"stargz.index.json"`, "reserved"}},
+		"encrypted":       {rawLayer{[]byte(noise(2, 5_000)), digest.FromString("secret")}, []string{"layer " + digest.FromString(noise(2, 5_000)).String(), "it is encrypted"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tag := strings.ReplaceAll(name, " ", "-")
+			mediaType := types.OCILayer
+			if name == "encrypted" {
+				mediaType = encrypted
+			}
+			pushOn(t, reg, base, c.layer, mediaType, "bad:"+tag)
+			for _, format := range []string{"estargz", "zstdchunked"} {
+				s := client.Solve{
+					Dockerfile: "FROM " + reg.Ref("bad:"+tag) + "\nENV A=b\n",
+					Outputs:    []string{"type=image,name=" + reg.Ref(format+":"+tag) + ",push=true,force-compression=true,compression=" + format},
+				}
+				if name == "reserved name" && format == "zstdchunked" {
+					build(t, d, s)
+					wantZstdDiffIDs(t, pull(t, reg, format+":"+tag))
+					continue
+				}
+				reg.Log.Reset()
+				wantContains(t, format+": error", buildFails(t, d, s), c.want...)
+				for _, e := range reg.Log.Entries() {
+					if e.Method == http.MethodPut {
+						t.Errorf("%s: pushed %s", format, e.Path)
+					}
+				}
+			}
+			wantNobodyExports(t, debug)
+			wantNoIngests(t, d)
+			build(t, d, client.Solve{
+				Dockerfile: "FROM " + reg.Ref("bad:"+tag) + "\nENV A=b\n",
+				Outputs:    []string{"type=image,name=" + reg.Ref("kept:"+tag) + ",push=true,compression=estargz"},
+			})
+			m, err := pull(t, reg, "kept:"+tag).Manifest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			last := m.Layers[len(m.Layers)-1]
+			if last.Digest.String() != digest.FromBytes(c.layer.blob).String() || last.MediaType != mediaType {
+				t.Errorf("the layer is exported as %+v", last)
+			}
+		})
+	}
+	t.Run("a step on an encrypted layer", func(t *testing.T) {
+		got := buildFails(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("bad:encrypted") + "\nRUN true\n"})
+		wantContains(t, "error", got, "unpack layer "+digest.FromString(noise(2, 5_000)).String(), "it is encrypted")
+	})
+}
