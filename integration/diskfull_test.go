@@ -91,6 +91,6 @@ func TestBackgroundFillLeavesRoom(t *testing.T) {
 		time.Sleep(3 * time.Second) // it fetches when no step runs
 		res := build(t, d, client.Solve{Dockerfile: from + "RUN dd if=/dev/zero of=/out bs=1M count=4\n"})
 		wantContains(t, "output", res.Output(), "4+0 records out")
-		wantContains(t, "log", d.Logs(), "background-fetch waits: ", "a tenth of the disk")
+		wantContains(t, "log", d.Logs(), "background-fetch waits for room", "a tenth of the disk")
 	})
 }

@@ -110,7 +110,7 @@ func newEngine(root string, userXattr bool, opt Options) (_ *engine, err error) 
 		return nil, err
 	}
 	if opt.Fill.Room == nil {
-		opt.Fill.Room = room(root)
+		opt.Fill.Room = room(root, opt.Watch.NoRoom)
 	}
 	e.sched = fill.NewScheduler(opt.Fill)
 	e.stop = sync.OnceValue(e.close)

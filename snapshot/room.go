@@ -1,23 +1,26 @@
 package snapshot
 
 import (
+	"fmt"
 	"sync/atomic"
 
 	"github.com/docker/go-units"
-	"github.com/moby/buildkit/util/bklog"
 	"golang.org/x/sys/unix"
 )
 
 // room returns what [fill.SchedulerOptions.Room] wants to know of the disk that dir is on. That layers stay unfilled for want of room is said
 // once, and again when there was room in between.
-func room(dir string) func(bytes int64) bool {
+func room(dir string, say func(error)) func(bytes int64) bool {
 	var short atomic.Bool
+	none := func(why error) {
+		if !short.Swap(true) && say != nil {
+			say(why)
+		}
+	}
 	return func(bytes int64) bool {
 		var st unix.Statfs_t
 		if err := unix.Statfs(dir, &st); err != nil {
-			if !short.Swap(true) {
-				bklog.L.WithError(err).Warnf("background-fetch waits: how full the disk of %s is can't be told", dir)
-			}
+			none(fmt.Errorf("how full the disk of %s is can't be told: %w", dir, err))
 			return false
 		}
 		free, left := spare(&st)
@@ -25,10 +28,8 @@ func room(dir string) func(bytes int64) bool {
 			short.Store(false)
 			return true
 		}
-		if !short.Swap(true) {
-			bklog.L.Warnf("background-fetch waits: %s of %s are free, and %s, a tenth of the disk, are left to builds",
-				units.HumanSize(float64(free)), dir, units.HumanSize(float64(left)))
-		}
+		none(fmt.Errorf("%s of %s are free, and %s, a tenth of the disk, are left to builds",
+			units.HumanSize(float64(free)), dir, units.HumanSize(float64(left))))
 		return false
 	}
 }

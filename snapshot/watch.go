@@ -25,6 +25,8 @@ type Watch struct {
 	// Slow is told of a read that has waited for fill.SchedulerOptions.SlowAfter and still does. What it returns, if
 	// that isn't nil, is called when the wait is over.
 	Slow func(SlowRead) (over func())
+	// NoRoom is told why what nobody has asked for isn't fetched: once, and again when there was room in between.
+	NoRoom func(why error)
 }
 
 // SlowRead is a read that waits.

@@ -25,6 +25,7 @@ func watch(meter metric.Meter, rep *report.Reporter) (snapshot.Watch, error) {
 		return snapshot.Watch{}, err
 	}
 	return snapshot.Watch{
+		NoRoom: func(why error) { bklog.L.WithError(why).Warn("background-fetch waits for room on the disk") },
 		Missed: func(layer digest.Digest, m fill.Miss) {
 			waits.Record(context.Background(), m.Waited.Seconds())
 			rep.Missed(layer, m.Off, m.Bytes, m.Start, m.Waited, m.Err)
