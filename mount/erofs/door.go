@@ -5,6 +5,7 @@
 // the kernel answers every metadata call and every read of its page cache by itself. A read that goes to the data file, hole or
 // not, waits until the Door has answered an event with its range; the Door asks the layer's [Filler], and answers
 // when the bytes are there. [Mount.Complete] takes the mark away when nothing is missing any more.
+// From then on the Door sees to it that what was read isn't in memory twice (behind.go).
 //
 // # Descriptors of the data file
 //
@@ -130,6 +131,7 @@ func Open(opt Options) (*Door, error) {
 		old.accept()
 	}
 	d.loop.Go(d.answerEvents)
+	d.loop.Go(d.dropBehind)
 	return d, nil
 }
 

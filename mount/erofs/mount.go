@@ -46,6 +46,7 @@ type Mount struct {
 	// Guarded by Door.mu.
 	state   state
 	mounted bool
+	behind  *behind // nil if the layer isn't complete
 }
 
 // Mount mounts a layer. The same data file cannot be mounted twice at a time.
@@ -97,6 +98,7 @@ func (d *Door) open(opt MountOptions) (*Mount, error) {
 
 func (m *Mount) close() {
 	m.end(ErrUnmounted)
+	m.behind.close()
 	m.img.Close()
 	m.data.Close()
 }
@@ -176,6 +178,10 @@ func (m *Mount) Complete() error {
 		return fmt.Errorf("complete %s: %w", m.opt.Target, err)
 	}
 	m.d.guard.forget(m.opt.Image)
+	b := openBehind(m.data)
+	m.d.mu.Lock()
+	m.behind = b
+	m.d.mu.Unlock()
 	return nil
 }
 
