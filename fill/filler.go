@@ -97,6 +97,7 @@ type Filler struct {
 	named    bitmap // frames that something needs which was read
 	started  bitmap // first frames of files that are looked through when they're there, before they're read
 	driven   bitmap // first frames of programs that others run
+	copied   bitmap // frames of what is copied, and not run
 
 	// Guarded by Scheduler.mu.
 	closed      bool
@@ -105,7 +106,7 @@ type Filler struct {
 	guessed     [reasons]int64   // bytes of them
 	right       [reasons]int64   // bytes of those that somebody has asked for since
 	used        int64            // compressed bytes of the frames touched
-	hinted      int64            // compressed bytes that Prefetch has asked for
+	hinted      int64            // compressed bytes that Prefetch has asked for, and Expect of what is copied
 	streamed    int64            // compressed bytes touched in runs that stream
 	runs        []*run           // most recently used last
 	beside      map[*Filler]int  // layers of the same images, and by how much they are above
@@ -132,7 +133,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	f := &Filler{
 		s: s, layer: l, from: from, sink: to, opt: opt,
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
-		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
+		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), copied: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
 		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{},
 	}

@@ -13,7 +13,7 @@ type level int8
 const (
 	demand     level = iota // somebody waits
 	ahead                   // somebody will probably ask for it next
-	profiled                // an earlier build asked for it
+	profiled                // an earlier build asked for it, or a copy is about to
 	background              // nobody asked
 	levels
 )

@@ -57,17 +57,27 @@ const (
 
 // find returns the regular file at a path, following symlinks from layer to layer.
 func (v view) find(name string) (place, bool) {
+	_, f, inode := v.resolve(name)
+	if f == nil || !hasContent(f.layer, inode) {
+		return place{}, false
+	}
+	return place{f, inode}, true
+}
+
+// resolve follows a path from layer to layer. It returns the path without symlinks, the topmost layer that has it and its inode there; no
+// layer if none has it.
+func (v view) resolve(name string) (at string, f *Filler, inode uint32) {
 	rest := strings.Split(name, "/")
-	at := "" // without symlinks
 	links := 0
-	var f *Filler
-	var inode uint32
+	if len(v) > 0 {
+		f, inode = v[0], layer.Root
+	}
 	for steps := 0; len(rest) > 0; steps++ {
 		part := rest[0]
 		rest = rest[1:]
 		switch {
 		case steps == maxSteps:
-			return place{}, false
+			return "", nil, 0
 		case part == "" || part == ".":
 			continue
 		case part == "..":
@@ -77,7 +87,7 @@ func (v view) find(name string) (place, bool) {
 		}
 		next := path.Join(at, part)
 		if f, inode = v.lookup(next); f == nil {
-			return place{}, false
+			return "", nil, 0
 		}
 		in := f.layer.Inode(inode)
 		if in.Target == "" {
@@ -85,17 +95,14 @@ func (v view) find(name string) (place, bool) {
 			continue
 		}
 		if links++; links > maxLinks {
-			return place{}, false
+			return "", nil, 0
 		}
 		if strings.HasPrefix(in.Target, "/") {
 			at = ""
 		}
 		rest = append(strings.Split(in.Target, "/"), rest...)
 	}
-	if f == nil || !hasContent(f.layer, inode) {
-		return place{}, false
-	}
-	return place{f, inode}, true
+	return at, f, inode
 }
 
 // hasContent reports whether an inode is a regular file that isn't empty.
@@ -169,7 +176,7 @@ func announcements(l *layer.Layer) map[int][]string {
 
 // learn is called when a frame was asked for or is there, to find out what is needed along with it.
 func (f *Filler) learn(frame int) {
-	if f.closed {
+	if f.closed || f.copied.has(frame) {
 		return
 	}
 	if names := f.announces[frame]; names != nil && f.touched.has(frame) {
@@ -223,7 +230,8 @@ func (f *Filler) fetchAll(names []string) {
 }
 
 // Expect asks for files that are about to be run, and for what they need, without waiting. Of each, the paths that it may be at are given: the
-// first is taken that is in the layers of an image that the Filler's layer is one of.
+// first is taken that is in the layers of an image that the Filler's layer is one of. What ends with a slash is going to be copied: all
+// that is below it is asked for, if SchedulerOptions.Background allows it.
 func (f *Filler) Expect(files [][]string) {
 	s := f.s
 	s.mu.Lock()
@@ -235,7 +243,9 @@ func (f *Filler) Expect(files [][]string) {
 		v := f.view()
 		for _, paths := range files {
 			for _, name := range paths {
-				if file, ok := v.find(name); ok {
+				if strings.HasSuffix(name, "/") {
+					v.fetchTree(name)
+				} else if file, ok := v.find(name); ok {
 					s.mu.Lock()
 					file.start(linked)
 					s.dispatch()

@@ -52,7 +52,7 @@ func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
 
 // Expect fetches files that are about to be run, with what they need, out of the lazy layers of images that have the one that is
 // mounted at dir, as LayerAt has it. It doesn't wait. Of each file the paths that it may be at are given, below the root; the first that is
-// there is taken.
+// there is taken. What ends with a slash will be copied, a directory or a file: all of it is fetched, and nothing that it needs.
 func (s *Snapshotter) Expect(dir string, files [][]string) {
 	if l := s.door.at(dir); l != nil {
 		l.filler.Expect(files)

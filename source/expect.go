@@ -26,7 +26,7 @@ const (
 )
 
 // Expect says which files of an image a step will read first that a build is about to run on it: of each, the paths that it may be
-// at. When all that is lazy of the image has been mounted, SnapshotterOptions.Expect is told.
+// at. What ends with a slash is a directory of which all is read, or a file. When all that is lazy of the image has been mounted, SnapshotterOptions.Expect is told.
 func (s *Snapshotter) Expect(ref string, files [][]string) {
 	e := &s.expected
 	e.mu.Lock()

@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"strings"
+
 	bkexecutor "github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
 	"github.com/moby/buildkit/session"
@@ -14,17 +16,56 @@ import (
 )
 
 // The first step on an image is known before the image is mounted, and between that and the step BuildKit makes snapshots and
-// copies files: what the step runs can be fetched meanwhile.
+// copies files: what the step runs can be fetched meanwhile. So can be what a step copies: to find out its digest BuildKit lists all of it first, and
+// then reads one file after the other.
 
 // ResolveOp implements worker.Worker. A solver asks for the op of a step before it has the step's inputs.
 func (w *Worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *session.Manager, proxy bkworker.ProxyOpt) (solver.Op, error) {
-	if meta, src, ok := firstStep(v); ok && w.planner != nil {
-		id, err := w.ParseSource(src.GetSource(), src.Platform)
-		if image, ok := id.(*containerimage.ImageIdentifier); err == nil && ok {
-			w.planner.Expect(image.Reference.String(), programsOf(meta))
+	if w.planner != nil {
+		if meta, src, ok := firstStep(v); ok {
+			w.expectOf(src, programsOf(meta))
+		}
+		for src, trees := range copiedFrom(v) {
+			w.expectOf(src, trees)
 		}
 	}
 	return w.Worker.ResolveOp(v, b, sm, proxy)
+}
+
+// expectOf says what will be read at first of an image, if that is where a source comes from.
+func (w *Worker) expectOf(src *pb.Op, files [][]string) {
+	id, err := w.ParseSource(src.GetSource(), src.Platform)
+	if image, ok := id.(*containerimage.ImageIdentifier); err == nil && ok {
+		w.planner.Expect(image.Reference.String(), files)
+	}
+}
+
+// copiedFrom returns what BuildKit is about to read of sources because a step copies it, or mounts it: all of a directory, of whose content
+// the step's key is made. What patterns choose isn't known.
+func copiedFrom(v solver.Vertex) map[*pb.Op][][]string {
+	byInput := map[int64][][]string{}
+	for _, action := range opOf(v).GetFile().GetActions() {
+		c := action.GetCopy()
+		if c == nil || c.AllowWildcard && strings.ContainsAny(c.Src, `*?[\`) || len(c.IncludePatterns)+len(c.ExcludePatterns) > 0 {
+			continue
+		}
+		byInput[action.SecondaryInput] = append(byInput[action.SecondaryInput], []string{inRoot(c.Src) + "/"})
+	}
+	keyed := map[int64]bool{} // by content; as BuildKit has it, the last mount of an input decides
+	for _, m := range opOf(v).GetExec().GetMounts() {
+		byInput[m.Input] = append(byInput[m.Input], []string{inRoot(m.Selector) + "/"})
+		keyed[m.Input] = m.MountType == pb.MountType_BIND && m.Dest != pb.RootMount && m.ContentCache != pb.MountContentCache_OFF &&
+			(m.Readonly || m.Output == int64(pb.SkipOutput))
+	}
+	trees := map[*pb.Op][][]string{}
+	for i, list := range byInput {
+		e, ok := input(v, i)
+		src := opOf(e.Vertex)
+		if ok && src.GetSource() != nil && (opOf(v).GetExec() == nil || keyed[i]) {
+			trees[src] = append(trees[src], list...)
+		}
+	}
+	return trees
 }
 
 // expectIn is told what will be read at first of the images that have a layer.
@@ -82,8 +123,11 @@ func input(v solver.Vertex, i int64) (solver.Edge, bool) {
 	return v.Inputs()[i], true
 }
 
-// opOf returns the op of a vertex, nil if it has none.
+// opOf returns the op of a vertex, nil if it has none or there is none.
 func opOf(v solver.Vertex) *pb.Op {
+	if v == nil {
+		return nil
+	}
 	op, _ := v.Sys().(*pb.Op)
 	return op
 }

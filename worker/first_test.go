@@ -72,3 +72,39 @@ func TestFirstStep(t *testing.T) {
 		})
 	}
 }
+
+func TestCopiedFrom(t *testing.T) {
+	base, other := image("docker-image://base"), image("docker-image://other")
+	copyOf := func(from int64, c *pb.FileActionCopy) *pb.FileAction {
+		return &pb.FileAction{Input: -1, SecondaryInput: from, Action: &pb.FileAction_Copy{Copy: c}}
+	}
+	mounts := func(list ...*pb.Mount) *vertex {
+		return on(&pb.Op{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Mounts: list}}}, other, base)
+	}
+	root := &pb.Mount{Dest: "/", Input: 0}
+	for name, c := range map[string]struct {
+		v    *vertex
+		want string
+	}{
+		"a copy":               {files([]*pb.FileAction{copyOf(1, &pb.FileActionCopy{Src: "/usr/share", AllowWildcard: true})}, other, base), "usr/share/"},
+		"all of the image":     {files([]*pb.FileAction{copyOf(1, &pb.FileActionCopy{Src: "/"})}, other, base), "/"},
+		"a name with a star":   {files([]*pb.FileAction{copyOf(1, &pb.FileActionCopy{Src: "/a*b"})}, other, base), "a*b/"},
+		"a pattern":            {files([]*pb.FileAction{copyOf(1, &pb.FileActionCopy{Src: "/a*b", AllowWildcard: true})}, other, base), ""},
+		"without some":         {files([]*pb.FileAction{copyOf(1, &pb.FileActionCopy{Src: "/a", ExcludePatterns: []string{"b"}})}, other, base), ""},
+		"of another action":    {files([]*pb.FileAction{copyOf(7, &pb.FileActionCopy{Src: "/a"})}, other, base), ""},
+		"of a step":            {files([]*pb.FileAction{copyOf(0, &pb.FileActionCopy{Src: "/a"})}, run(0, base)), ""},
+		"a mount":              {mounts(root, &pb.Mount{Dest: "/in", Input: 1, Selector: "/opt", Readonly: true}), "opt/"},
+		"a mount to scribble":  {mounts(root, &pb.Mount{Dest: "/in", Input: 1, Selector: "/opt", Output: int64(pb.SkipOutput)}), "opt/"},
+		"a mount with results": {mounts(root, &pb.Mount{Dest: "/in", Input: 1, Selector: "/opt", Output: 1}), ""},
+		"a mount by its name":  {mounts(root, &pb.Mount{Dest: "/in", Input: 1, Readonly: true, ContentCache: pb.MountContentCache_OFF}), ""},
+		"the root":             {mounts(&pb.Mount{Dest: "/", Input: 1}), ""},
+		"no op":                {on(nil), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := copiedFrom(c.v)
+			if list := got[base.op]; len(got) > 1 || len(list) > 1 || (len(list) > 0) != (c.want != "") || len(list) == 1 && list[0][0] != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
