@@ -154,7 +154,7 @@ func (r *registry) options(door string) Options {
 			defer r.mu.Unlock()
 			r.errs = append(r.errs, err)
 		}},
-		Fill: fill.SchedulerOptions{Room: func() int64 { return 1 << 40 }}, // however full the disk is
+		Fill: fill.SchedulerOptions{Room: func(int64) bool { return true }}, // however full the disk is
 	}
 }
 
