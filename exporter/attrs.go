@@ -101,16 +101,16 @@ func checkLayers(kind string, attrs map[string]string) error {
 	return nil
 }
 
-// checkCache is check for exporters of caches.
-func checkCache(name string, attrs map[string]string) error {
+// checkCache is check for exporters of caches. It minds the levels of what is written by ours.
+func checkCache(name string, attrs map[string]string, chunked bool) error {
 	if err := checkNames(name+" cache exporter", true, attrs); err != nil {
 		return err
 	}
 	if err := checkCompression(attrs[string(exptypes.OptKeyLayerCompression)]); err != nil {
 		return err
 	}
-	if isEStargz(attrs) {
-		if err := checkLevel(nameEStargz, attrs); err != nil {
+	if isEStargz(attrs) || chunked {
+		if err := checkLevel(attrs[string(exptypes.OptKeyLayerCompression)], attrs); err != nil {
 			return err
 		}
 	}

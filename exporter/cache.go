@@ -14,18 +14,27 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 	resolve = reading(aCache, resolve)
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		attrs = maps.Clone(attrs)
-		if err := checkCache(name, attrs); err != nil {
+		chunked, err := takeZstdChunked(name+" cache exporter", true, attrs)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkCache(name, attrs, chunked != nil); err != nil {
 			return nil, err
 		}
 		e, err := resolve(ctx, g, attrs)
-		if err != nil || !isEStargz(attrs) {
-			return e, err
+		switch {
+		case err != nil:
+			return nil, err
+		case chunked != nil:
+			return &cacheExporter{Exporter: e, chunked: chunked}, nil
+		case !isEStargz(attrs):
+			return e, nil
 		}
 		opt, err := writeOptions(attrs)
 		if err != nil {
 			return nil, err
 		}
-		c := &cacheExporter{e, newEStargz(opt)}
+		c := &cacheExporter{Exporter: e, estargz: newEStargz(opt)}
 		if list, given := attrs[keyPrioritize]; given {
 			if c.estargz.order, err = lists.read(ctx, g, list); err != nil {
 				return nil, err
@@ -37,12 +46,14 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 
 type cacheExporter struct {
 	remotecache.Exporter
+	// One of them is what it writes.
 	estargz *eStargz
+	chunked *zstdChunked
 }
 
 // Config implements remotecache.Exporter.
 func (c *cacheExporter) Config() remotecache.Config {
 	cfg := c.Exporter.Config()
-	cfg.Compression = c.estargz.replace(cfg.Compression)
+	cfg.Compression = c.chunked.replace(c.estargz.replace(cfg.Compression))
 	return cfg
 }

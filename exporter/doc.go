@@ -6,6 +6,8 @@
 // interface, so this one stands in for BuildKit's own, and nothing else of the exporters is replaced: [New] wraps one, and the refs
 // that it exports; [Cache] wraps one of caches. A layer that is eStargz already is taken as it is.
 //
+// With compression=zstdchunked the same is done by package zstdchunked, in the place of BuildKit's zstd, and with Podman's annotations.
+//
 // A push reads the blobs of lazy layers from where they are, which [Blobs] knows, and keeps nothing of them, and so does the export of a cache, which has them by
 // [ToCache]; unless others of the same build want them too. What was converted, or rewritten for SOURCE_DATE_EPOCH, is found again by labels of its blob.
 //

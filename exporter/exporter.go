@@ -42,6 +42,13 @@ func New(kind string, next bkexporter.Exporter) *Exporter {
 // Resolve implements exporter.Exporter.
 func (e *Exporter) Resolve(ctx context.Context, id int, attrs map[string]string) (bkexporter.ExporterInstance, error) {
 	attrs = maps.Clone(attrs)
+	chunked, err := takeZstdChunked(e.kind+" exporter", writesLayers(e.kind), attrs)
+	if err != nil {
+		return nil, err
+	}
+	if key := string(exptypes.OptKeyOCITypes); chunked != nil && attrs[key] == "" {
+		attrs[key] = "true" // the docker exporter's default has no place for a layer's annotations
+	}
 	if err := check(e.kind, attrs); err != nil {
 		return nil, err
 	}
@@ -49,7 +56,7 @@ func (e *Exporter) Resolve(ctx context.Context, id int, attrs map[string]string)
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{ExporterInstance: inst, exporter: e, attrs: attrs}
+	i := &instance{ExporterInstance: inst, exporter: e, attrs: attrs, chunked: chunked}
 	if e.kind == client.ExporterImage {
 		i.blobs = e.Blobs
 	}
@@ -71,13 +78,14 @@ type instance struct {
 	bkexporter.ExporterInstance
 	exporter *Exporter
 	attrs    map[string]string
-	estargz  *eStargz // nil for other compressions
-	blobs    Blobs    // nil if it doesn't push
+	estargz  *eStargz     // nil for other compressions
+	chunked  *zstdChunked // the same
+	blobs    Blobs        // nil if it doesn't push
 }
 
 // Config implements exporter.ExporterInstance. The inline cache looks for layers by it.
 func (i *instance) Config() *bkexporter.Config {
-	return bkexporter.NewConfigWithCompression(i.estargz.replace(i.ExporterInstance.Config().Compression()))
+	return bkexporter.NewConfigWithCompression(i.chunked.replace(i.estargz.replace(i.ExporterInstance.Config().Compression())))
 }
 
 // Export implements exporter.ExporterInstance.
@@ -146,7 +154,7 @@ func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *r
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.estargz, base, i.blobs, rewriting}
+	return &ref{r, i.estargz, i.chunked, base, i.blobs, rewriting}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
@@ -154,6 +162,7 @@ func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *r
 type ref struct {
 	cache.ImmutableRef
 	estargz   *eStargz
+	chunked   *zstdChunked
 	base      []digest.Digest // DiffIDs of the base image
 	blobs     Blobs
 	rewriting *rewriting
@@ -161,7 +170,7 @@ type ref struct {
 
 // GetRemotes implements cache.ImmutableRef.
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
-	cfg.Compression = r.estargz.replace(cfg.Compression)
+	cfg.Compression = r.chunked.replace(r.estargz.replace(cfg.Compression))
 	remotes, err := getRemotes(ctx, r.ImmutableRef, createIfNeeded, cfg, all, s, r.base)
 	if err != nil {
 		return nil, err
@@ -179,5 +188,5 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.estargz, r.base, r.blobs, r.rewriting}
+	return &ref{r.ImmutableRef.Clone(), r.estargz, r.chunked, r.base, r.blobs, r.rewriting}
 }

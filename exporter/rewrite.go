@@ -175,8 +175,11 @@ func (r *rewriting) key(comp compression.Config) string {
 	if comp.Level != nil {
 		how = fmt.Sprintf("%s %d", how, *comp.Level)
 	}
-	if e, ok := comp.Type.(*eStargz); ok {
-		how = e.label()
+	switch t := comp.Type.(type) {
+	case *eStargz:
+		how = t.label()
+	case *zstdChunked:
+		how = zstdLabel(t.opt)
 	}
 	return digest.FromString(fmt.Sprintf("%d %s", r.epoch.UTC().Unix(), how)).Encoded()[:16]
 }

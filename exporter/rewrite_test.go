@@ -23,6 +23,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
 // datedTar is a tar of a file of 2001.
@@ -112,6 +113,15 @@ func TestRewrite(t *testing.T) {
 	do(5, gzip.SetLevel(1), true)
 	do(5, ours(estargz.WriteOptions{ChunkSize: 64 << 10}), true)
 	do(5, gzip, false)
+	chunked := do(5, oursChunked(zstdchunked.WriteOptions{}), true)
+	if toc, _, err := zstdchunked.Find(chunked.Annotations); err != nil || toc == "" {
+		t.Errorf("rewritten as zstd:chunked it has annotations %v (%v)", chunked.Annotations, err)
+	}
+	if again := do(5, oursChunked(zstdchunked.WriteOptions{}), false); again.Digest != chunked.Digest || !maps.Equal(again.Annotations, chunked.Annotations) {
+		t.Errorf("again: %+v, want %+v", again, chunked)
+	}
+	do(5, oursChunked(zstdchunked.WriteOptions{ChunkSize: 64 << 10}), true)
+	do(5, compression.New(compression.Zstd), true)
 }
 
 // The tables of contents that are exported are those of the layers as rewritten, and BuildKit takes these for done.

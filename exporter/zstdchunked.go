@@ -15,14 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/docker/go-units"
-	"github.com/moby/buildkit/cache"
-	cacheconfig "github.com/moby/buildkit/cache/config"
-	"github.com/moby/buildkit/cache/remotecache"
-	"github.com/moby/buildkit/client"
-	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/compression"
 	"github.com/opencontainers/go-digest"
@@ -51,9 +44,9 @@ type zstdChunked struct {
 	opt zstdchunked.WriteOptions // with the level, once it has replaced BuildKit's
 }
 
-// replace puts this writer in the place of BuildKit's.
+// replace puts this writer in the place of BuildKit's, if that is what is asked for. Without a writer it does nothing.
 func (z *zstdChunked) replace(c compression.Config) compression.Config {
-	if c.Type == compression.Zstd {
+	if z != nil && c.Type == compression.Zstd {
 		w := *z
 		w.opt.Level = c.Level
 		c.Type = &w
@@ -115,119 +108,9 @@ func takeZstdChunked(what string, layers bool, attrs map[string]string) (*zstdCh
 	if oci, err := strconv.ParseBool(attrs[key]); err == nil && !oci {
 		return nil, fmt.Errorf("compression=zstdchunked conflicts with %s=false: Docker's media types have no annotations, and without those that say where its table of contents is a layer can't be pulled lazily; leave %s out or choose compression=zstd", key, key)
 	}
-	key = string(exptypes.OptKeyRewriteTimestamp)
-	if rewrite, err := boolean(attrs, key); err == nil && rewrite {
-		return nil, fmt.Errorf("%s=true conflicts with compression=zstdchunked: what is written anew would be zstd without a table of contents; leave %s out or choose compression=estargz", key, key)
-	}
 	delete(attrs, keyZstdChunkSize)
 	attrs[compressionKey] = compression.Zstd.String()
 	return z, nil
-}
-
-// WithZstdChunked has an exporter write zstd:chunked layers where compression=zstdchunked asks for it. The kind is that of New.
-func WithZstdChunked(kind string, next bkexporter.Exporter) bkexporter.Exporter {
-	return &chunkedExporter{next, kind}
-}
-
-type chunkedExporter struct {
-	bkexporter.Exporter
-	kind string
-}
-
-// Resolve implements exporter.Exporter.
-func (e *chunkedExporter) Resolve(ctx context.Context, id int, attrs map[string]string) (bkexporter.ExporterInstance, error) {
-	attrs = maps.Clone(attrs)
-	layers := slices.Contains([]string{client.ExporterImage, client.ExporterOCI, client.ExporterDocker}, e.kind)
-	z, err := takeZstdChunked(e.kind+" exporter", layers, attrs)
-	if err != nil {
-		return nil, err
-	}
-	if key := string(exptypes.OptKeyOCITypes); z != nil && attrs[key] == "" {
-		attrs[key] = "true" // the docker exporter's default has no place for a layer's annotations
-	}
-	inst, err := e.Exporter.Resolve(ctx, id, attrs)
-	if err != nil || z == nil {
-		return inst, err
-	}
-	return &chunkedInstance{inst, z}, nil
-}
-
-// A chunkedInstance is an exporter of zstd:chunked layers.
-type chunkedInstance struct {
-	bkexporter.ExporterInstance
-	zstd *zstdChunked
-}
-
-// Config implements exporter.ExporterInstance.
-func (i *chunkedInstance) Config() *bkexporter.Config {
-	return bkexporter.NewConfigWithCompression(i.zstd.replace(i.ExporterInstance.Config().Compression()))
-}
-
-// Export implements exporter.ExporterInstance.
-func (i *chunkedInstance) Export(ctx context.Context, src *bkexporter.Source, info bkexporter.ExportBuildInfo) (
-	map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error,
-) {
-	src = src.Clone()
-	src.Ref = i.wrap(src.Ref)
-	for k, r := range src.Refs {
-		src.Refs[k] = i.wrap(r)
-	}
-	return i.ExporterInstance.Export(ctx, src, info)
-}
-
-func (i *chunkedInstance) wrap(r cache.ImmutableRef) cache.ImmutableRef {
-	if r == nil {
-		return nil
-	}
-	return &chunkedRef{r, i.zstd}
-}
-
-// A chunkedRef has its layers written by us.
-type chunkedRef struct {
-	cache.ImmutableRef
-	zstd *zstdChunked
-}
-
-// GetRemotes implements cache.ImmutableRef.
-func (r *chunkedRef) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
-	cfg.Compression = r.zstd.replace(cfg.Compression)
-	return r.ImmutableRef.GetRemotes(ctx, createIfNeeded, cfg, all, s)
-}
-
-// Clone implements cache.ImmutableRef.
-func (r *chunkedRef) Clone() cache.ImmutableRef { return &chunkedRef{r.ImmutableRef.Clone(), r.zstd} }
-
-// CacheWithZstdChunked is WithZstdChunked for an exporter of caches. The name is that of its type.
-func CacheWithZstdChunked(name string, resolve remotecache.ResolveCacheExporterFunc) remotecache.ResolveCacheExporterFunc {
-	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
-		attrs = maps.Clone(attrs)
-		z, err := takeZstdChunked(name+" cache exporter", true, attrs)
-		if err != nil {
-			return nil, err
-		}
-		if z != nil {
-			if err := checkLevel(compression.Zstd.String(), attrs); err != nil {
-				return nil, err
-			}
-		}
-		e, err := resolve(ctx, g, attrs)
-		if err != nil || z == nil {
-			return e, err
-		}
-		return &chunkedCache{e, z}, nil
-	}
-}
-
-type chunkedCache struct {
-	remotecache.Exporter
-	zstd *zstdChunked
-}
-
-// Config implements remotecache.Exporter.
-func (c *chunkedCache) Config() remotecache.Config {
-	cfg := c.Exporter.Config()
-	cfg.Compression = c.zstd.replace(cfg.Compression)
-	return cfg
 }
 
 // String implements compression.Type.

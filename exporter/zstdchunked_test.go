@@ -211,8 +211,7 @@ func TestZstdChunkedAttributes(t *testing.T) {
 		"too small":         {map[string]string{"compression": "zstdchunked", "zstdchunked-chunk-size": "1k"}, true, "out of range", false},
 		"too large":         {map[string]string{"compression": "zstdchunked", "zstdchunked-chunk-size": "1g"}, true, "out of range", false},
 		"Docker types":      {map[string]string{"compression": "zstdchunked", "oci-mediatypes": "false"}, true, "conflicts with oci-mediatypes", false},
-		"timestamps, bare":  {map[string]string{"compression": "zstdchunked", "rewrite-timestamp": ""}, true, "conflicts with compression", false},
-		"timestamps":        {map[string]string{"compression": "zstdchunked", "rewrite-timestamp": "true"}, true, "conflicts with compression", false},
+		"timestamps":        {map[string]string{"compression": "zstdchunked", "rewrite-timestamp": "true"}, true, "", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			attrs := maps.Clone(c.attrs)

@@ -2,10 +2,10 @@ package integration
 
 import (
 	"archive/tar"
-	"bytes"
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +32,16 @@ type tarHeader struct {
 // layerHeaders are the entries of a layer, without what the format adds.
 func layerHeaders(t *testing.T, img v1.Image, d v1.Hash) (headers []tarHeader) {
 	t.Helper()
-	tr := tar.NewReader(bytes.NewReader(gunzip(t, layerBlob(t, img, d))))
+	l, err := img.LayerByDigest(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := l.Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	tr := tar.NewReader(rc)
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -74,12 +83,15 @@ RUN rm /new/hard && echo b > /new/b
 	stock := startDaemon(t, daemon.Options{Kind: daemon.StockOverlay, Config: plainHTTP(reg)})
 	opt := daemon.Options{Config: "debug = true\n" + plainHTTP(reg), Root: t.TempDir()}
 	first, second := startDaemon(t, opt), startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
-	for name, attrs := range map[string]string{"estargz": ",compression=estargz", "gzip": ",compression=gzip"} {
+	for name, attrs := range map[string]string{"estargz": ",compression=estargz", "gzip": ",compression=gzip", "zstdchunked": ",compression=zstdchunked"} {
 		t.Run(name, func(t *testing.T) {
-			theirs := export(t, stock, "stock:"+name, attrs)
+			theirs := export(t, stock, "stock:"+name, strings.TrimSuffix(attrs, "chunked"))
 			ours := export(t, first, "ours:"+name, attrs)
-			if name == "estargz" {
+			switch name {
+			case "estargz":
 				wantEStargz(t, ours)
+			case "zstdchunked":
+				wantZstdChunked(t, ours, 2)
 			}
 			got, want := layerDigests(t, ours), layerDigests(t, theirs)
 			if len(got) != 4 || len(want) != 4 || !slices.Equal(got[:2], layerDigests(t, base)) {

@@ -206,7 +206,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	if w.planner != nil {
 		e.Blobs = w.planner
 	}
-	return exporter.WithZstdChunked(name, e), nil
+	return e, nil
 }
 
 // FromRemote implements worker.Worker.

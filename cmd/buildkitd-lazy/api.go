@@ -185,8 +185,8 @@ func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (
 	}
 	lists := &exporter.Lists{Sessions: sm, Dir: cfg.Root}
 	return map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": exporter.CacheWithZstdChunked("registry", exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts), lists)),
-			"local":    exporter.CacheWithZstdChunked("local", exporter.Cache("local", local.ResolveCacheExporterFunc(sm), lists)),
+			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts), lists),
+			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm), lists),
 			"inline":   inline.ResolveCacheExporterFunc(),
 			"gha":      exporter.Shared(gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier)),
 			"s3":       exporter.Shared(s3.ResolveCacheExporterFunc()),
