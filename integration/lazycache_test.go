@@ -19,7 +19,7 @@ func testLazyCache(t *testing.T) {
 	push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
 	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN echo made && echo small > /small && head -c 8000000 /dev/urandom > /large\n"
 	more := dockerfile + "RUN echo read && cat /small && ls -l /large\n"
-	local := t.TempDir()
+	local, localChunked := t.TempDir(), t.TempDir()
 	for _, c := range []struct {
 		name, to, from string
 		lazy           bool
@@ -28,7 +28,9 @@ func testLazyCache(t *testing.T) {
 		{"registry index", "type=registry,mode=max,compression=estargz,image-manifest=false,ref=" + reg.Ref("cache:index"), "type=registry,ref=" + reg.Ref("cache:index"), true},
 		{"registry zstd:chunked", "type=registry,mode=max,compression=zstdchunked,ref=" + reg.Ref("cache:zstd"), "type=registry,ref=" + reg.Ref("cache:zstd"), true},
 		{"registry gzip", "type=registry,mode=max,compression=gzip,ref=" + reg.Ref("cache:gzip"), "type=registry,ref=" + reg.Ref("cache:gzip"), false},
+		{"registry index zstd:chunked", "type=registry,mode=max,compression=zstdchunked,image-manifest=false,ref=" + reg.Ref("cache:chunkedindex"), "type=registry,ref=" + reg.Ref("cache:chunkedindex"), true},
 		{"local", "type=local,mode=max,compression=estargz,dest=" + local, "type=local,src=" + local, false},
+		{"local zstd:chunked", "type=local,mode=max,compression=zstdchunked,dest=" + localChunked, "type=local,src=" + localChunked, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			build(t, startDaemon(t, daemon.Options{Config: plainHTTP(reg)}), client.Solve{Dockerfile: dockerfile, CacheTo: []string{c.to}})
@@ -59,7 +61,7 @@ func testLazyCache(t *testing.T) {
 				if got := res.Output(); strings.TrimSpace(got) != "8000000 /large" {
 					t.Errorf("after a restart, the steps say %q", got)
 				}
-			case c.name == "local":
+			case strings.HasPrefix(c.name, "local"):
 				wantContains(t, "progress", statuses(res), "its cache isn't in a registry")
 			default:
 				if sent < 8e6 {
