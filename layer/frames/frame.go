@@ -105,8 +105,9 @@ type Record struct {
 	Part        Part
 	// AccessTime and ChangeTime are as the TOC would have them, "" if the tar doesn't.
 	AccessTime, ChangeTime string
-	// CRC is for a format to keep what it has found out in Pack.
-	CRC uint64
+	// CRC, and Begin and End in the packed frame, are for a format to keep what it has found out in Pack.
+	CRC        uint64
+	Begin, End int
 }
 
 // A Part is what a chunk is of its file.

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc64"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/vbatts/tar-split/tar/storage"
@@ -72,7 +71,7 @@ func (s *tarSplit) add(fr *frames.Frame) error {
 			s.name, s.total, s.crc = r.TOC.Name, r.TOC.Size, 0
 			fallthrough
 		default:
-			s.crc = crc64.Update(s.crc, storage.CRCTable, r.Payload(fr))
+			s.crc = crc(s.crc, r.Payload(fr))
 			if r.Part == frames.LastPart {
 				if err := s.file(s.name, s.total, s.crc); err != nil {
 					return err
@@ -88,13 +87,13 @@ func (s *tarSplit) add(fr *frames.Frame) error {
 }
 
 // file adds a file, of any type, and what is in front of it.
-func (s *tarSplit) file(name string, size int64, crc uint64) error {
+func (s *tarSplit) file(name string, size int64, sum uint64) error {
 	if err := s.flush(); err != nil {
 		return err
 	}
 	e := storage.Entry{Type: storage.FileType, Size: size}
 	if size > 0 {
-		e.Payload = binary.BigEndian.AppendUint64(nil, crc)
+		e.Payload = binary.BigEndian.AppendUint64(nil, sum)
 	}
 	e.SetName(name)
 	_, err := s.packer.AddEntry(e)

@@ -4,13 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"hash/crc64"
 	"io"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
 )
@@ -29,6 +26,9 @@ type WriteOptions struct {
 
 const (
 	minLevel, maxLevel = 0, 22
+	// batch is how much of a tar is handed from goroutine to goroutine at once, if files are small: by themselves each would cost more
+	// for a buffer and two changes of goroutine than for being compressed.
+	batch = 64 << 10
 	// maxTOC is what Podman takes of a TOC, in bytes.
 	maxTOC = 150 << 20
 )
@@ -77,8 +77,8 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err != nil {
 		return Written{}, err
 	}
-	f := &format{level: level, pool: opt.Pool, toc: frames.NewIndex(), split: split}
-	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, Pool: opt.Pool, Blob: true, Tar: !opt.NoDiffID})
+	f := &format{encoders: &encodersOf[level-zstd.SpeedFastest], pool: opt.Pool, toc: frames.NewIndex(), split: split}
+	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, MinChunkSize: batch, Pool: opt.Pool, Blob: true, Tar: !opt.NoDiffID})
 	if err != nil {
 		return Written{}, err
 	}
@@ -106,26 +106,50 @@ type entry struct {
 
 // A format makes zstd:chunked of frames.
 type format struct {
-	level zstd.EncoderLevel
-	pool  *frames.Pool
-	toc   *frames.Index
-	split *tarSplit
+	encoders *encoders
+	pool     *frames.Pool
+	toc      *frames.Index
+	split    *tarSplit
 }
 
-// Pack implements frames.Format.
+// Pack implements frames.Format. What package frames has put together is handled in one go, but each payload begins a zstd frame of its own.
 func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 	fr.HashChunks()
-	for i := range fr.Records {
-		if r := &fr.Records[i]; r.Part == frames.Whole && r.Size > 0 {
-			r.CRC = crc64.Checksum(r.Payload(fr), storage.CRCTable)
-		}
+	e, err := f.encoders.get()
+	if err != nil {
+		return nil, err
 	}
-	// What can't be compressed grows by 3 bytes in 128 KiB.
-	return compress(f.pool.Buffer(len(fr.Tar)+len(fr.Tar)>>12+512), f.level, fr.Tar)
+	defer f.encoders.put(e)
+	// What can't be compressed grows by 3 bytes in 128 KiB, and by the header of its frame.
+	out := f.pool.Buffer(len(fr.Tar) + len(fr.Tar)>>12 + (len(fr.Records)+1)*maxFrameHeader)
+	var last *frames.Record // whose frame begins at done
+	done := 0
+	compress := func(end int) {
+		if end > done {
+			out = e.EncodeAll(fr.Tar[done:end], out)
+		}
+		if last != nil {
+			last.End = len(out)
+		}
+		done = end
+	}
+	for i := range fr.Records {
+		r := &fr.Records[i]
+		if r.Size == 0 {
+			continue
+		}
+		if r.Part == frames.Whole {
+			r.CRC = crc(0, r.Payload(fr))
+		}
+		compress(r.Start)
+		r.Begin, last = len(out), r
+	}
+	compress(len(fr.Tar))
+	return out, nil
 }
 
 // Put implements frames.Format.
-func (f *format) Put(fr *frames.Frame, at int64, size int) error {
+func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	for i := range fr.Records {
 		r := &fr.Records[i]
 		e := entry{Entry: r.TOC, AccessTime: r.AccessTime, ChangeTime: r.ChangeTime}
@@ -135,7 +159,7 @@ func (f *format) Put(fr *frames.Frame, at int64, size int) error {
 			e.ChunkSize, e.ChunkDigest = 0, ""
 		}
 		if r.Size > 0 {
-			e.Offset, e.EndOffset = at, at+int64(size)
+			e.Offset, e.EndOffset = at+int64(r.Begin), at+int64(r.End)
 		}
 		if err := f.toc.Add(r, &e); err != nil {
 			return err
@@ -154,10 +178,12 @@ func (f *format) finish(out *frames.Output) (map[string]string, error) {
 	if len(json) > maxTOC {
 		return nil, nil // Podman won't have it
 	}
-	packed, err := compress(nil, f.level, json)
+	e, err := f.encoders.get()
 	if err != nil {
-		return nil, fmt.Errorf("compress the table of contents: %w", err)
+		return nil, err
 	}
+	packed := e.EncodeAll(json, nil)
+	f.encoders.put(e)
 	_, end := out.Blob()
 	at := end + frameHeader
 	splitAt := at + int64(len(packed)) + frameHeader
@@ -181,21 +207,3 @@ func (f *format) finish(out *frames.Output) (map[string]string, error) {
 		TarSplitAnnotation: fmt.Sprintf("%d:%d:%d", splitAt, len(split), f.split.size),
 	}, nil
 }
-
-// compress appends a zstd frame to a buffer. The same bytes make the same frame, whatever was compressed before.
-func compress(to []byte, level zstd.EncoderLevel, p []byte) ([]byte, error) {
-	free := &encoders[level]
-	e, _ := free.Get().(*zstd.Encoder)
-	if e == nil {
-		var err error
-		// The digests of chunks and layers say more than checksums of frames would.
-		if e, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true)); err != nil {
-			return nil, err
-		}
-	}
-	defer free.Put(e)
-	return e.EncodeAll(p, to), nil
-}
-
-// encoders holds those that nobody uses, by level.
-var encoders [zstd.SpeedBestCompression + 1]sync.Pool

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +90,55 @@ func wantLayer(t *testing.T, entries []layertest.Entry, chunk int64) {
 	}
 	if !slices.Equal(names, want) {
 		t.Errorf("headers of %q, want %q", names, want)
+	}
+}
+
+// Podman reads of each chunk from its offset to its end, and decompresses that by itself: whatever was compressed in one go with it.
+func TestFrames(t *testing.T) {
+	content := map[string]string{"d/a": "a", "d/b": strings.Repeat("b", 3000), "d/c": strings.Repeat("large", 50_000), "e": strings.Repeat("e", 200), "f": "f"}
+	entries := []layertest.Entry{dir("d/"), dir("d/d/")}
+	for _, name := range slices.Sorted(maps.Keys(content)) {
+		entries = append(entries, file(name, content[name]), file(name+".empty", ""))
+	}
+	b := ours(100_000)(t, layertest.Tar(t, entries...))
+	_, at, err := zstdchunked.Find(b.annotations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := decompress(b.data[at.Offset:][:at.Size])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var toc struct{ Entries []tocEntry }
+	if err := json.Unmarshal(packed, &toc); err != nil {
+		t.Fatal(err)
+	}
+	var end int64
+	chunks := 0
+	for _, e := range toc.Entries {
+		if e.Offset == 0 {
+			continue
+		}
+		chunks++
+		if e.Offset < end || e.EndOffset <= e.Offset {
+			t.Errorf("%s is at %d to %d, behind %d", e.Name, e.Offset, e.EndOffset, end)
+			continue
+		}
+		if gap, err := decompress(b.data[end:e.Offset]); err != nil || end > 0 && len(gap) > 0 {
+			t.Errorf("between the frames of %s and what is before are %d bytes of the tar (%v)", e.Name, len(gap), err)
+		}
+		end = e.EndOffset
+		plain, err := decompress(b.data[e.Offset:e.EndOffset])
+		want := content[e.Name][e.ChunkOffset:]
+		if e.ChunkSize > 0 {
+			want = want[:e.ChunkSize]
+		}
+		if err != nil || !strings.HasPrefix(string(plain), want) {
+			t.Errorf("%s at %d: decompresses to %.20q…, want %.20q… (%v)", e.Name, e.ChunkOffset, plain, want, err)
+		}
+	}
+	if chunks != len(content)+2 {
+		t.Errorf("%d chunks, want those of %d files, of which one has three", chunks, len(content))
 	}
 }
 
