@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,7 +34,13 @@ func treeOf(t testing.TB, entries ...entry) *image {
 	t.Helper()
 	const chunk = 64 << 10
 	b := layer.NewBuilder(layer.BuilderOptions{})
+	var total, chunks int
+	for _, e := range entries {
+		total += len(e.content)
+		chunks += len(e.content)/chunk + 1
+	}
 	var blob bytes.Buffer
+	blob.Grow(total + 64*chunks) // what grows is there twice
 	check := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -126,7 +133,10 @@ func labs(t testing.TB, images ...*image) (*Scheduler, []*lab) {
 }
 
 // filler between the files of the tests, so that no file is fetched for being near to another.
-func far(name string) entry { return text(name, 3<<20) }
+func far(name string) entry { return entry{name: name, content: noise()} }
+
+// noise is the same for all, as there are many.
+var noise = sync.OnceValue(func() []byte { return text("", 3<<20).content })
 
 func TestWhatAProgramNeedsIsFetchedWithIt(t *testing.T) {
 	base := treeOf(t,
