@@ -1,0 +1,73 @@
+package deflate
+
+import (
+	"bytes"
+	"testing"
+)
+
+// Whatever the finder says is a match is one, within the window, and never longer than a match may be.
+func TestFindsMatches(t *testing.T) {
+	for name, src := range inputs(t) {
+		f := new(finder)
+		f.reset()
+		found := 0
+		for pos := 1; pos < min(len(src)-lookahead, 200_000); pos++ {
+			f.add(src, pos-1, pos)
+			n, d := f.find(src, pos)
+			if n < minMatch {
+				continue
+			}
+			found++
+			offset := d + 1
+			if n > maxMatch || offset > window || offset > pos || pos+n > len(src) {
+				t.Fatalf("%s: at %d of %d: %d bytes, %d back", name, pos, len(src), n, offset)
+			}
+			if !bytes.Equal(src[pos:pos+n], src[pos-offset:pos-offset+n]) {
+				t.Fatalf("%s: at %d: %d bytes are others %d back", name, pos, n, offset)
+			}
+		}
+		if found == 0 && (name == "text" || name == "program" || name == "zeros") {
+			t.Errorf("%s: nothing found", name)
+		}
+	}
+}
+
+// Sequences tell the whole input, and the histogram is theirs.
+func TestParse(t *testing.T) {
+	for name, src := range inputs(t) {
+		e := &encoder{literal: usualLiteral}
+		var got []byte
+		for pos := 0; pos < len(src); {
+			first := len(e.block.seqs)
+			e.segment = histogram{}
+			next := e.parse(src, pos)
+			var want histogram
+			at := pos
+			for _, q := range e.block.seqs[first:] {
+				got = append(got, src[at:at+int(q.literals)]...)
+				for _, l := range src[at:][:q.literals] {
+					want.litLen[l]++
+				}
+				at += int(q.literals) + int(q.length)
+				if q.length == 0 {
+					continue
+				}
+				for range q.length {
+					got = append(got, got[len(got)-1-int(q.offset)])
+				}
+				want.litLen[firstLength+int(rfc.lengthSlot[q.length-minMatch])]++
+				want.offset[rfc.offsetSlotOf(q.offset)]++
+			}
+			if at != next || next <= pos {
+				t.Fatalf("%s: sequences from %d to %d, not to %d", name, pos, at, next)
+			}
+			if e.segment != want {
+				t.Fatalf("%s: the histogram of %d to %d is another one's", name, pos, next)
+			}
+			pos = next
+		}
+		if !bytes.Equal(got, src) {
+			t.Errorf("%s: sequences tell another content", name)
+		}
+	}
+}
