@@ -100,12 +100,17 @@ func TestFrames(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(content)) {
 		entries = append(entries, file(name, content[name]), file(name+".empty", ""))
 	}
-	b := ours(100_000)(t, layertest.Tar(t, entries...))
-	_, at, err := zstdchunked.Find(b.annotations)
+	var out bytes.Buffer
+	w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(layertest.Tar(t, entries...)), zstdchunked.WriteOptions{ChunkSize: 100_000})
 	if err != nil {
 		t.Fatal(err)
 	}
-	packed, err := decompress(b.data[at.Offset:][:at.Size])
+	_, at, err := zstdchunked.Find(w.Annotations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := out.Bytes()
+	packed, err := decompress(blob[at.Offset:][:at.Size])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,11 +129,11 @@ func TestFrames(t *testing.T) {
 			t.Errorf("%s is at %d to %d, behind %d", e.Name, e.Offset, e.EndOffset, end)
 			continue
 		}
-		if gap, err := decompress(b.data[end:e.Offset]); err != nil || end > 0 && len(gap) > 0 {
+		if gap, err := decompress(blob[end:e.Offset]); err != nil || end > 0 && len(gap) > 0 {
 			t.Errorf("between the frames of %s and what is before are %d bytes of the tar (%v)", e.Name, len(gap), err)
 		}
 		end = e.EndOffset
-		plain, err := decompress(b.data[e.Offset:e.EndOffset])
+		plain, err := decompress(blob[e.Offset:e.EndOffset])
 		want := content[e.Name][e.ChunkOffset:]
 		if e.ChunkSize > 0 {
 			want = want[:e.ChunkSize]
