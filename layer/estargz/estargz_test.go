@@ -345,7 +345,7 @@ func TestHidden(t *testing.T) {
 func TestLargeTOC(t *testing.T) {
 	const size = 1 << 40
 	footer := stargz.CreateGzipFooter([]byte("SG\x16\x000000000000000000STARGZ")) // all of the blob is a table of contents
-	blob := &counted{ReaderAt: readerAtFunc(func(p []byte, off int64) (int, error) {
+	blob := &layertest.Counted{ReaderAt: readerAtFunc(func(p []byte, off int64) (int, error) {
 		clear(p)
 		if behind := size - off; behind <= int64(len(p)) {
 			copy(p[behind-int64(len(footer)):], footer)
@@ -356,8 +356,8 @@ func TestLargeTOC(t *testing.T) {
 	if !errors.Is(err, estargz.ErrTOC) || !errors.Is(err, layer.ErrLimit) || !errors.Is(err, fs.ErrInvalid) {
 		t.Errorf("compressed: %v", err)
 	}
-	if len(blob.reads) != 1 {
-		t.Errorf("read %v", blob.reads)
+	if len(blob.Reads) != 1 {
+		t.Errorf("read %v", blob.Reads)
 	}
 
 	var packed bytes.Buffer
