@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,8 +109,8 @@ func testLookAhead(t *testing.T, door string) {
 		sessions = append(sessions, by)
 		return hosts(ref, by)
 	}
-	var told int64
-	opt.Blob.Fetched = func(_ digest.Digest, n int64, _ time.Duration) { told += n }
+	var told atomic.Int64
+	opt.Blob.Fetched = func(_ digest.Digest, n int64, _ time.Duration) { told.Add(n) }
 	s, root := newSnapshotter(t, opt)
 	labels := reg.labels("base", l)
 	s.LookAhead(labels, []string{"session"})
@@ -127,8 +128,8 @@ func testLookAhead(t *testing.T, door string) {
 	if got := r.asked(); !slices.Equal(got, want) {
 		t.Errorf("asked for %q, want %q", got, want)
 	}
-	if st := s.Stats(); st.Layers[0].Fetched != int64(size-toc) || st.Totals.Fetched != int64(size-toc) || told != int64(size-toc) {
-		t.Errorf("%d bytes fetched of the layer, %d of all, told of %d; want %d", st.Layers[0].Fetched, st.Totals.Fetched, told, size-toc)
+	if st := s.Stats(); st.Layers[0].Fetched != int64(size-toc) || st.Totals.Fetched != int64(size-toc) || told.Load() != int64(size-toc) {
+		t.Errorf("%d bytes fetched of the layer, %d of all, told of %d; want %d", st.Layers[0].Fetched, st.Totals.Fetched, told.Load(), size-toc)
 	}
 	if got, err := os.ReadFile(filepath.Join(mountsBelow(t, root)[0], "small77")); err != nil || string(got) != "content 77" {
 		t.Errorf("small77: %q, %v", got, err)
