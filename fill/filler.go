@@ -101,24 +101,25 @@ type Filler struct {
 
 	// Guarded by Scheduler.mu.
 	closed      bool
-	flights     map[int]*flight  // by frame
-	guesses     []evidence       // why a frame was fetched that nobody had asked for, nor has since
-	guessed     [reasons]int64   // bytes of them
-	right       [reasons]int64   // bytes of those that somebody has asked for since
-	used        int64            // compressed bytes of the frames touched
-	hinted      int64            // compressed bytes that Prefetch has asked for, and Expect of what is copied
-	streamed    int64            // compressed bytes touched in runs that stream
-	runs        []*run           // most recently used last
-	beside      map[*Filler]int  // layers of the same images, and by how much they are above
-	announces   map[int][]string // files that are read when a frame is, until it is
-	below       map[uint32]int   // directories in them, and in those, of which something was asked for
-	unread      map[int]uint32   // programs to look into when a frame is there, by the frame
-	looked      map[uint32]bool  // those that were
-	touches     int              // frames touched
-	most        bool             // most of the layer was asked for: all of it is fetched
-	cursor      int              // where sweep goes on
-	unswept     int              // frames that sweep hasn't looked at
-	pausedUntil time.Time        // nothing is fetched before that nobody waits for
+	flights     map[int]*flight     // by frame
+	guesses     []evidence          // why a frame was fetched that nobody had asked for, nor has since
+	guessed     [reasons]int64      // bytes of them
+	right       [reasons]int64      // bytes of those that somebody has asked for since
+	used        int64               // compressed bytes of the frames touched
+	hinted      int64               // compressed bytes that Prefetch has asked for, and Expect of what is copied
+	streamed    int64               // compressed bytes touched in runs that stream
+	runs        []*run              // most recently used last
+	beside      map[*Filler]int     // layers of the same images, and by how much they are above
+	announces   map[int][]string    // files that are read when a frame is, until it is
+	below       map[uint32]int      // directories in them, and in those, of which something was asked for
+	unread      map[int]uint32      // programs to look into when a frame is there, by the frame
+	looked      map[uint32]bool     // those that were
+	args        map[uint32][]string // what programs will be called with, as far as that is known
+	touches     int                 // frames touched
+	most        bool                // most of the layer was asked for: all of it is fetched
+	cursor      int                 // where sweep goes on
+	unswept     int                 // frames that sweep hasn't looked at
+	pausedUntil time.Time           // nothing is fetched before that nobody waits for
 	pause       time.Duration
 }
 
@@ -135,7 +136,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
 		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), copied: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
-		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{},
+		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{}, args: map[uint32][]string{},
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	if d, ok := to.(Doubter); ok {

@@ -104,15 +104,18 @@ func (t document) follow() {
 	isDriven := t.kind == programs && t.f.driven.has(first)
 	left := int64(maxText)
 	v := t.f.view()
+	args := t.f.argsOf(t.inode)
+	passes := passesFor(t.name, args)
 	distances := map[place]int{}
-	helpers, included := map[place]bool{}, map[place]bool{}
+	helpers := map[place]bool{} // and whether they will be run
+	included := map[place]bool{}
 	seen := map[string]bool{}
 	for _, part := range parts {
 		p := make([]byte, min(part.n, left))
 		left -= int64(len(p))
 		t.f.readPresent(r, p, in.Data+part.off)
 		if t.kind == programs {
-			t.helpers(v, p, func(file place) { helpers[file] = true })
+			t.helpers(v, p, passes, func(file place, sure bool) { helpers[file] = sure })
 		}
 		if t.kind == includes {
 			for _, file := range t.includedBy(v, p) {
@@ -133,7 +136,7 @@ func (t document) follow() {
 			for _, file := range files {
 				switch {
 				case isDriven && file.isHelper():
-					helpers[file] = true
+					helpers[file] = false
 				case !included[file]:
 					distances[file] = distance
 				}
@@ -141,6 +144,9 @@ func (t document) follow() {
 		})
 	}
 	t.f.run(helpers)
+	if len(helpers) > 0 {
+		t.link(v, librariesFor(t.name, args))
+	}
 	if len(distances) == 0 || len(distances) > maxMentioned {
 		return
 	}

@@ -170,7 +170,7 @@ func TestWhatIsExpectedIsFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, l := labs(t, base, tools)
 		defer s.Close()
-		l[0].Expect([][]string{{"usr/sbin/run", "usr/local/bin/run", "usr/bin/run"}, {"bin/nothing"}})
+		l[0].Expect([]Expected{{Paths: []string{"usr/sbin/run", "usr/local/bin/run", "usr/bin/run"}}, {Paths: []string{"bin/nothing"}}})
 		time.Sleep(time.Second)
 		for name, want := range map[string]bool{"lib/ld.so": true, "usr/lib/libc.so": true, "usr/bin/other": false} {
 			if l[0].has(t, name) != want {

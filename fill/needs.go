@@ -229,10 +229,18 @@ func (f *Filler) fetchAll(names []string) {
 	f.s.dispatch()
 }
 
-// Expect asks for files that are about to be run, and for what they need, without waiting. Of each, the paths that it may be at are given: the
-// first is taken that is in the layers of an image that the Filler's layer is one of. What ends with a slash is going to be copied: all
-// that is below it is asked for, if SchedulerOptions.Background allows it.
-func (f *Filler) Expect(files [][]string) {
+// Expected is a file that is about to be read, or run.
+type Expected struct {
+	// Paths are those that it may be at, below the root: the first is taken that there is. One that ends with a slash is going to be copied,
+	// a directory or a file: all that is below it is asked for, if SchedulerOptions.Background allows it, and nothing that it needs.
+	Paths []string
+	// Args are what a program is called with, as far as that's known.
+	Args []string
+}
+
+// Expect asks for files that are about to be read, and for what they need, without waiting. They are looked for in all layers of an image
+// that the Filler's layer is one of.
+func (f *Filler) Expect(files []Expected) {
 	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,12 +249,13 @@ func (f *Filler) Expect(files [][]string) {
 	}
 	f.wg.Go(func() {
 		v := f.view()
-		for _, paths := range files {
-			for _, name := range paths {
+		for _, e := range files {
+			for _, name := range e.Paths {
 				if strings.HasSuffix(name, "/") {
 					v.fetchTree(name)
 				} else if file, ok := v.find(name); ok {
 					s.mu.Lock()
+					file.called(e.Args)
 					file.start(linked)
 					s.dispatch()
 					s.mu.Unlock()

@@ -37,7 +37,7 @@ func TestPythonStarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, l := labs(t, im)
 		defer s.Close()
-		l[0].Expect([][]string{{"usr/bin/python3"}})
+		l[0].Expect([]Expected{{Paths: []string{"usr/bin/python3"}}})
 		time.Sleep(time.Second)
 		for _, e := range files {
 			if e.target != "" || strings.HasPrefix(e.name, "var/far") {

@@ -13,7 +13,8 @@ import (
 
 // A program that runs others names them: a compiler's driver the passes, which are in a directory of its own, and the assembler beside it. They
 // run one after the other, each when the one before is done, so they are asked for, with what they need, when the driver is there. Which
-// of them will run isn't said, so those that are large aren't fetched, and the others have an account of their own (runs, in afford).
+// of them will run the driver doesn't say, so those that are large aren't fetched unless the command says it (compilers.go), and the others
+// have an account of their own (runs, in afford).
 
 const (
 	// largeHelper is the number of compressed bytes from which a program isn't fetched because another one runs it.
@@ -28,12 +29,17 @@ func (p place) isHelper() bool {
 	in := p.f.layer.Inode(p.inode)
 	first, end := p.f.framesOf(&in)
 	frames := p.f.layer.Frames
-	name, _ := p.f.layer.Path(p.inode)
-	return in.Mode&0o111 != 0 && !strings.Contains(path.Base(name), ".so") && frames[end-1].End()-frames[first].Offset <= largeHelper
+	return p.isProgram() && frames[end-1].End()-frames[first].Offset <= largeHelper
 }
 
-// helpers calls found for the programs that a program runs, by a part of it that is only read.
-func (t document) helpers(v view, p []byte, found func(place)) {
+func (p place) isProgram() bool {
+	name, _ := p.f.layer.Path(p.inode)
+	return p.f.layer.Inode(p.inode).Mode&0o111 != 0 && !strings.Contains(path.Base(name), ".so")
+}
+
+// helpers calls found for the programs that a program runs, by a part of it that is only read, and whether they will be run, which are
+// those that passes names.
+func (t document) helpers(v view, p []byte, passes map[string]bool, found func(file place, sure bool)) {
 	var own []string
 	for s := range bytes.SplitSeq(p, []byte{0}) {
 		name := strings.Trim(string(s[:min(len(s), longWord)]), "/")
@@ -56,22 +62,25 @@ func (t document) helpers(v view, p []byte, found func(place)) {
 		name := string(w)
 		seen[name] = true
 		v.programs(name, func(at string, file place) {
+			if !file.isHelper() && !passes[name] {
+				return
+			}
 			if slices.ContainsFunc(own, func(top string) bool {
 				return (at == top || strings.HasPrefix(at, top+"/")) && steps(top, at) <= helperDepth
 			}) {
-				found(file)
+				found(file, passes[name])
 			}
 			// The tools of a target are called after it, as the driver is, whatever they're called by.
 			if family, _, ok := strings.Cut(t.name, "-"); ok && at == t.dir {
 				if full, _ := file.f.layer.Path(file.inode); strings.HasPrefix(path.Base(full), family+"-") {
-					found(file)
+					found(file, passes[name])
 				}
 			}
 		})
 	})
 }
 
-// programs calls found for the programs of a name, which may be fetched because others run them, and the directories that they're in.
+// programs calls found for the programs of a name, and the directories that they're in.
 func (v view) programs(name string, found func(dir string, file place)) {
 	for _, f := range v {
 		f.names.each(stemOf(name), func(dir uint32, e layer.Entry) {
@@ -79,7 +88,7 @@ func (v view) programs(name string, found func(dir string, file place)) {
 				return
 			}
 			at := f.pathOf(dir)
-			if file, ok := v.find(at + "/" + name); ok && file.isHelper() {
+			if file, ok := v.find(at + "/" + name); ok && file.isProgram() {
 				found(at, file)
 			}
 		})
@@ -110,7 +119,7 @@ func commands(p []byte, command func(w []byte)) {
 	}
 }
 
-// run asks for programs that another one runs, and for what they need.
+// run asks for programs that another one runs, and for what they need; for all of those that it's sure to run.
 func (f *Filler) run(helpers map[place]bool) {
 	if len(helpers) == 0 || len(helpers) > maxMentioned {
 		return
@@ -125,6 +134,9 @@ func (f *Filler) run(helpers map[place]bool) {
 			first, _ := file.f.framesOf(&in)
 			file.f.driven.set(first)
 			file.start(runs)
+			if helpers[file] {
+				file.f.need(file.inode, part{0, in.Size}, profiled, linked)
+			}
 		}
 	}
 	s.dispatch()

@@ -79,7 +79,7 @@ func TestWhatAProgramRunsIsFetchedWithIt(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, l := labs(t, im)
 			defer s.Close()
-			l[0].Expect([][]string{{"usr/bin/cc"}})
+			l[0].Expect([]Expected{{Paths: []string{"usr/bin/cc"}}})
 			check(t, l[0])
 		})
 	})

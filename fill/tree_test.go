@@ -35,11 +35,11 @@ func TestWhatIsCopiedIsFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, l := labs(t, base, top)
 		defer s.Close()
-		l[0].Expect([][]string{{"usr/"}})
+		l[0].Expect([]Expected{{Paths: []string{"usr/"}}})
 		time.Sleep(time.Second)
 		want(l[0], "usr/src/one", false) // who wants no background work has nothing fetched that may be in vain
 		s.opt.Background, s.opt.Idle = true, time.Hour
-		l[0].Expect([][]string{{"link/"}, {"whole/"}, {"hidden/"}, {"nothing/"}})
+		l[0].Expect([]Expected{{Paths: []string{"link/"}}, {Paths: []string{"whole/"}}, {Paths: []string{"hidden/"}}, {Paths: []string{"nothing/"}}})
 		time.Sleep(20 * time.Second)
 		for _, name := range []string{"usr/src/one", "usr/src/sub/two.py", "usr/src/sub/named.py", "usr/src/sub/dir/0", "usr/src/sub/dir/39", "whole"} {
 			want(l[0], name, true)

@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 )
 
 // What is expected of a layer that is open is fetched though nobody reads.
@@ -18,15 +20,15 @@ func testExpect(t *testing.T, door string) {
 	c := &counting{blobs: map[string][]byte{l.digest.String(): l.blob}}
 	reg := newRegistry(t, c.ServeHTTP, l)
 	s, root := newSnapshotter(t, reg.options(door))
-	s.ExpectIn(l.digest, [][]string{{"first"}}) // isn't there yet
+	s.ExpectIn(l.digest, []fill.Expected{{Paths: []string{"first"}}}) // isn't there yet
 	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
 		t.Fatalf("Prepare: %v", err)
 	}
 	filled := func() int64 { return s.Stats().Layers[0].Filled }
 	for i, expect := range []func(){
-		func() { s.ExpectIn(l.digest, [][]string{{"none", "first"}}) },
+		func() { s.ExpectIn(l.digest, []fill.Expected{{Paths: []string{"none", "first"}}}) },
 		func() { s.Expect(filepath.Dir(mountsBelow(t, root)[0]), nil) }, // a mount that isn't a snapshot's
-		func() { s.Expect("1/fs", [][]string{{"second"}}) },
+		func() { s.Expect("1/fs", []fill.Expected{{Paths: []string{"second"}}}) },
 	} {
 		expect()
 		want := []int64{1 << 20, 1 << 20, 2 << 20}[i]
@@ -37,5 +39,5 @@ func testExpect(t *testing.T, door string) {
 			t.Errorf("%d: %d bytes are there, want %d", i, n, want)
 		}
 	}
-	s.ExpectIn(digest.FromString("another"), [][]string{{"first"}})
+	s.ExpectIn(digest.FromString("another"), []fill.Expected{{Paths: []string{"first"}}})
 }

@@ -51,16 +51,15 @@ func (s *Snapshotter) LayerAt(dir string) (digest.Digest, bool) {
 }
 
 // Expect fetches files that are about to be run, with what they need, out of the lazy layers of images that have the one that is
-// mounted at dir, as LayerAt has it. It doesn't wait. Of each file the paths that it may be at are given, below the root; the first that is
-// there is taken. What ends with a slash will be copied, a directory or a file: all of it is fetched, and nothing that it needs.
-func (s *Snapshotter) Expect(dir string, files [][]string) {
+// mounted at dir, as LayerAt has it. It doesn't wait.
+func (s *Snapshotter) Expect(dir string, files []fill.Expected) {
 	if l := s.door.at(dir); l != nil {
 		l.filler.Expect(files)
 	}
 }
 
 // ExpectIn is Expect for images that have a layer which is open.
-func (s *Snapshotter) ExpectIn(layer digest.Digest, files [][]string) {
+func (s *Snapshotter) ExpectIn(layer digest.Digest, files []fill.Expected) {
 	if l := s.door.opened(layer); l != nil {
 		l.filler.Expect(files)
 	}

@@ -3,6 +3,8 @@ package source
 import (
 	"sync"
 	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 )
 
 // expectations are files that the first steps on an image will read, by the image's reference, from when a build asks for
@@ -13,7 +15,7 @@ type expectations struct {
 }
 
 type expectation struct {
-	files [][]string
+	files []fill.Expected
 	since time.Time
 }
 
@@ -25,9 +27,9 @@ const (
 	maxExpected      = 256
 )
 
-// Expect says which files of an image a step will read first that a build is about to run on it: of each, the paths that it may be
-// at. What ends with a slash is a directory of which all is read, or a file. When all that is lazy of the image has been mounted, SnapshotterOptions.Expect is told.
-func (s *Snapshotter) Expect(ref string, files [][]string) {
+// Expect says which files of an image a step will read first that a build is about to run on it. When all that is lazy of the
+// image has been mounted, SnapshotterOptions.Expect is told.
+func (s *Snapshotter) Expect(ref string, files []fill.Expected) {
 	e := &s.expected
 	e.mu.Lock()
 	defer e.mu.Unlock()

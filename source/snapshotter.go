@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -42,7 +43,7 @@ type SnapshotterOptions struct {
 	Registry func(ref string) func(session.Group) content.Provider
 	// Expect, if not nil, is told what was expected of an image when its topmost lazy layer, which it names, has been mounted. It must
 	// not wait.
-	Expect func(layer digest.Digest, files [][]string)
+	Expect func(layer digest.Digest, files []fill.Expected)
 	// LookAhead, if not nil, is told the labels of an image's lowest lazy layer, and the sessions that may read it, when a build is likely to
 	// mount it soon. It must not wait.
 	LookAhead func(labels map[string]string, sessions []string)

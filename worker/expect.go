@@ -3,20 +3,21 @@ package worker
 import (
 	"cmp"
 	"path"
+	"slices"
 	"strings"
 
 	bkexecutor "github.com/moby/buildkit/executor"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
 
 // A step says what it runs before it begins, and while its container is made nobody reads: there is time to fetch that.
 
-// expect is told what of a lazy layer's image will be read at first; dir is where the layer is mounted. Of each file the paths that it
-// may be at are given.
-type expect func(dir string, files [][]string)
+// expect is told what of a lazy layer's image will be read at first; dir is where the layer is mounted.
+type expect func(dir string, files []fill.Expected)
 
-func (w *Worker) expect(dir string, files [][]string) {
+func (w *Worker) expect(dir string, files []fill.Expected) {
 	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
 		s.Expect(dir, files)
 	}
@@ -29,42 +30,57 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 const maxPrograms = 16
 
 // programsOf returns what a step reads first: who its user is, and its programs.
-func programsOf(meta bkexecutor.Meta) (files [][]string) {
+func programsOf(meta bkexecutor.Meta) (files []fill.Expected) {
 	dirs := defaultPath
 	for _, v := range meta.Env {
 		if value, ok := strings.CutPrefix(v, "PATH="); ok {
 			dirs = value
 		}
 	}
-	names := meta.Args[:min(len(meta.Args), 1)]
-	for i, arg := range meta.Args[:max(len(meta.Args)-1, 0)] {
-		if i > 0 && strings.HasPrefix(arg, "-") && strings.HasSuffix(arg, "c") { // sh -c, bash -ec
-			names = append(names[:1:1], commandsOf(meta.Args[i+1])...)
-			break
-		}
-	}
-	files = [][]string{{"etc/passwd"}, {"etc/group"}}
-	seen := map[string]bool{}
-	for _, name := range names {
-		if seen[name] || len(seen) == maxPrograms {
+	files = []fill.Expected{at("etc/passwd"), at("etc/group")}
+	known := map[string]int{} // programs, and where they are in files
+	for _, c := range commandsIn(meta.Args) {
+		name := c[0]
+		if i, ok := known[name]; ok {
+			files[i].Args = slices.Concat(files[i].Args, c[1:])
 			continue
 		}
-		seen[name] = true
-		var paths []string
+		if len(known) == maxPrograms {
+			break
+		}
+		known[name] = len(files)
+		e := fill.Expected{Args: c[1:]}
 		switch {
 		case path.IsAbs(name):
-			paths = append(paths, inRoot(name))
+			e.Paths = append(e.Paths, inRoot(name))
 		case strings.Contains(name, "/"):
-			paths = append(paths, inRoot(path.Join(meta.Cwd, name)))
+			e.Paths = append(e.Paths, inRoot(path.Join(meta.Cwd, name)))
 		default:
 			for dir := range strings.SplitSeq(dirs, ":") {
-				paths = append(paths, inRoot(path.Join(dir, name)))
+				e.Paths = append(e.Paths, inRoot(path.Join(dir, name)))
 			}
 		}
-		files = append(files, paths)
+		files = append(files, e)
 	}
 	return append(files, localesOf(meta.Env)...)
 }
+
+// commandsIn returns the commands of a step: the one that it is and, if that is a shell's with a script, those in the script.
+func commandsIn(args []string) [][]string {
+	if len(args) == 0 {
+		return nil
+	}
+	shell := strings.HasSuffix(args[0], "sh")
+	for i, arg := range args[:len(args)-1] {
+		if i > 0 && shell && strings.HasPrefix(arg, "-") && strings.HasSuffix(arg, "c") { // sh -c, bash -ec
+			return append([][]string{args[:1]}, commandsOf(args[i+1])...)
+		}
+	}
+	return [][]string{args}
+}
+
+// at is a file that is in one place.
+func at(name string) fill.Expected { return fill.Expected{Paths: []string{name}} }
 
 // charsets are where glibc keeps the list of its character sets, by the way it is installed.
 var charsets = []string{
@@ -73,13 +89,13 @@ var charsets = []string{
 
 // localesOf returns what programs read at their start, of whatever kind they are, to find out how to write to their users: of
 // their character set the description and, to load it, the list, and the time zone. Without a locale nothing is read of the first two.
-func localesOf(env []string) [][]string {
+func localesOf(env []string) []fill.Expected {
 	value := map[string]string{}
 	for _, v := range env {
 		name, is, _ := strings.Cut(v, "=")
 		value[name] = is
 	}
-	files := [][]string{{"etc/localtime"}}
+	files := []fill.Expected{at("etc/localtime")}
 	locale := cmp.Or(value["LC_ALL"], value["LC_CTYPE"], value["LANG"])
 	if locale == "" || locale == "C" || locale == "POSIX" || strings.Contains(locale, "/") {
 		return files
@@ -93,7 +109,7 @@ func localesOf(env []string) [][]string {
 	for _, name := range names {
 		paths = append(paths, inRoot("usr/lib/locale/"+name+"/LC_CTYPE"))
 	}
-	return append(files, paths, charsets)
+	return append(files, fill.Expected{Paths: paths}, fill.Expected{Paths: charsets})
 }
 
 // inRoot returns a path as one below the root.
@@ -116,23 +132,26 @@ var throughOthers = map[string]bool{"command": true, "env": true, "exec": true, 
 // startsCommand are words behind which a command stands.
 var startsCommand = map[string]bool{"!": true, "do": true, "elif": true, "else": true, "if": true, "then": true, "until": true, "while": true, "{": true}
 
-// commandsOf returns what stands where a shell expects commands. It knows little of the shell's language: a mistake costs
-// a lookup, or a file that is fetched and not read.
-func commandsOf(script string) (names []string) {
+// commandsOf returns what stands where a shell expects commands, each with its arguments. It knows little of the shell's language: a
+// mistake costs a lookup, or a file that is fetched and not read.
+func commandsOf(script string) (commands [][]string) {
 	script = strings.ReplaceAll(script, "\\\n", " ")
 	for command := range strings.FieldsFuncSeq(script, func(r rune) bool { return strings.ContainsRune("\n;&|()`", r) }) {
-		for word := range strings.FieldsSeq(command) {
-			word = strings.Trim(word, `"'`)
+		words := strings.Fields(command)
+		for i := range words {
+			words[i] = strings.Trim(words[i], `"'`)
+		}
+		for i, word := range words {
 			if startsCommand[word] || throughOthers[word] || strings.HasPrefix(word, "-") || isAssignment(word) {
 				continue
 			}
 			if !notPrograms[word] && !strings.ContainsAny(word, "$<>*?=\"'") && word != "" {
-				names = append(names, word)
+				commands = append(commands, words[i:])
 			}
 			break
 		}
 	}
-	return names
+	return commands
 }
 
 // isAssignment reports whether a word sets a variable for the command behind it.

@@ -12,6 +12,7 @@ import (
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
 
@@ -33,7 +34,7 @@ func (w *Worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 }
 
 // expectOf says what will be read at first of an image, if that is where a source comes from.
-func (w *Worker) expectOf(src *pb.Op, files [][]string) {
+func (w *Worker) expectOf(src *pb.Op, files []fill.Expected) {
 	id, err := w.ParseSource(src.GetSource(), src.Platform)
 	if image, ok := id.(*containerimage.ImageIdentifier); err == nil && ok {
 		w.planner.Expect(image.Reference.String(), files)
@@ -42,22 +43,22 @@ func (w *Worker) expectOf(src *pb.Op, files [][]string) {
 
 // copiedFrom returns what BuildKit is about to read of sources because a step copies it, or mounts it: all of a directory, of whose content
 // the step's key is made. What patterns choose isn't known.
-func copiedFrom(v solver.Vertex) map[*pb.Op][][]string {
-	byInput := map[int64][][]string{}
+func copiedFrom(v solver.Vertex) map[*pb.Op][]fill.Expected {
+	byInput := map[int64][]fill.Expected{}
 	for _, action := range opOf(v).GetFile().GetActions() {
 		c := action.GetCopy()
 		if c == nil || c.AllowWildcard && strings.ContainsAny(c.Src, `*?[\`) || len(c.IncludePatterns)+len(c.ExcludePatterns) > 0 {
 			continue
 		}
-		byInput[action.SecondaryInput] = append(byInput[action.SecondaryInput], []string{inRoot(c.Src) + "/"})
+		byInput[action.SecondaryInput] = append(byInput[action.SecondaryInput], at(inRoot(c.Src)+"/"))
 	}
 	keyed := map[int64]bool{} // by content; as BuildKit has it, the last mount of an input decides
 	for _, m := range opOf(v).GetExec().GetMounts() {
-		byInput[m.Input] = append(byInput[m.Input], []string{inRoot(m.Selector) + "/"})
+		byInput[m.Input] = append(byInput[m.Input], at(inRoot(m.Selector)+"/"))
 		keyed[m.Input] = m.MountType == pb.MountType_BIND && m.Dest != pb.RootMount && m.ContentCache != pb.MountContentCache_OFF &&
 			(m.Readonly || m.Output == int64(pb.SkipOutput))
 	}
-	trees := map[*pb.Op][][]string{}
+	trees := map[*pb.Op][]fill.Expected{}
 	for i, list := range byInput {
 		e, ok := input(v, i)
 		src := opOf(e.Vertex)
@@ -69,7 +70,7 @@ func copiedFrom(v solver.Vertex) map[*pb.Op][][]string {
 }
 
 // expectIn is told what will be read at first of the images that have a layer.
-func (w *Worker) expectIn(layer digest.Digest, files [][]string) {
+func (w *Worker) expectIn(layer digest.Digest, files []fill.Expected) {
 	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
 		s.ExpectIn(layer, files)
 	}

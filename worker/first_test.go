@@ -102,7 +102,7 @@ func TestCopiedFrom(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := copiedFrom(c.v)
-			if list := got[base.op]; len(got) > 1 || len(list) > 1 || (len(list) > 0) != (c.want != "") || len(list) == 1 && list[0][0] != c.want {
+			if list := got[base.op]; len(got) > 1 || len(list) > 1 || (len(list) > 0) != (c.want != "") || len(list) == 1 && list[0].Paths[0] != c.want {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
