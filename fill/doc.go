@@ -23,7 +23,8 @@
 // times what was read in one place, up to a few times what the link carries in a round trip, which is measured
 // (estimate.go). What was fetched and isn't used is bounded by what was guessed right, a sixteenth of what was asked for and a few
 // round trips' worth, whatever the pattern (afford in widen.go). When most of a layer has been asked for, all of it is fetched. While
-// somebody reads an image from one end to the other, its layers are swept ahead of that, by as much as was read so and as the sweep was right (stream.go).
+// somebody reads an image from one end to the other, what comes next is fetched in the order in which directories of the image are listed
+// (walk.go), by as much as was read so and as that was right (stream.go).
 //
 // What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
 // for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go), and so are the programs that a

@@ -303,6 +303,7 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 	eager := s.est.bdp()
 	var flights []*flight
 	var touched []int
+	missed := -1
 	var bytes int64
 	for c := first; c < end; c++ {
 		i := int(f.layer.Chunks[c].Frame)
@@ -323,6 +324,7 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 		}
 		if fl == nil {
 			fl = f.flight(i, l, asked)
+			missed = i
 			f.cursor, f.unswept = i, len(f.layer.Frames) // what is swept is what comes next
 		} else {
 			s.raise(fl, l)
@@ -334,7 +336,7 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 		s.yield()
 	}
 	for _, i := range touched {
-		f.touch(i)
+		f.touch(i, i == missed)
 	}
 	s.dispatch()
 	return flights, nil
@@ -431,6 +433,9 @@ func (f *Filler) Close() error {
 	}
 	if s.reader == f {
 		s.reader = nil
+	}
+	if s.walk != nil && slices.Contains(s.walk.layers, f) {
+		s.walk = nil
 	}
 	for _, fl := range f.flights {
 		if fl.state == queued {

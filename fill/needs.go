@@ -36,6 +36,11 @@ type view []*Filler
 func (f *Filler) view() view {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
+	return f.layers()
+}
+
+// layers is view for who holds Scheduler.mu.
+func (f *Filler) layers() view {
 	v := view{f}
 	for o := range f.beside {
 		v = append(v, o)
@@ -44,7 +49,7 @@ func (f *Filler) view() view {
 	return v
 }
 
-// place is a regular file with content.
+// place is an inode of a layer: if nothing else is said, a regular file with content.
 type place struct {
 	f     *Filler
 	inode uint32

@@ -112,15 +112,18 @@ func (f *Filler) settle(frame int, right bool) {
 	}
 }
 
-// touch is called when a frame is asked for the first time.
-func (f *Filler) touch(i int) {
+// touch is called when a frame is asked for the first time. It is missed if it wasn't there nor on its way.
+func (f *Filler) touch(i int, missed bool) {
 	size := f.layer.Frames[i].Size
 	f.used += size
+	foreseen := f.guesses[i] == swept
 	f.settle(i, true)
 	f.learn(i)
 	r := f.follow(i)
-	f.widen(r, i)
-	f.stream(r, i)
+	if !foreseen { // else the walk goes on by itself
+		f.widen(r, i)
+	}
+	f.stream(r, i, foreseen, missed)
 	f.touches++
 	if f.size >= smallLayer && !f.most && (f.used >= f.size*3/4 || f.used >= f.size/2 && f.touches >= len(f.layer.Frames)/2) {
 		f.most, f.cursor, f.unswept = true, i, len(f.layer.Frames)
