@@ -89,7 +89,7 @@ func (t document) link(v view, libraries [][]string) {
 	defer s.mu.Unlock()
 	for _, file := range files {
 		if !file.f.closed {
-			file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, profiled, linked)
+			file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, profiled, commanded)
 		}
 	}
 	s.dispatch()

@@ -48,7 +48,7 @@ func TestLibrariesFor(t *testing.T) {
 func TestWhatACommandCompilesIsInItsArguments(t *testing.T) {
 	im := treeOf(t, apart(
 		programWith("usr/bin/cc", 60_000, []string{"/usr/lib/gcc/", "cc1", "cc1plus", "collect2"}),
-		programWith("usr/lib/gcc/x86/1/cc1", 4*largeHelper, nil, "libmpc.so"), programWith("usr/lib/gcc/x86/1/cc1plus", 4*largeHelper, nil),
+		programWith("usr/lib/gcc/x86/1/cc1", 24*largeHelper, nil, "libmpc.so"), programWith("usr/lib/gcc/x86/1/cc1plus", 24*largeHelper, nil),
 		programWith("usr/lib/gcc/x86/1/collect2", 60_000, nil), entry{name: "usr/lib/libmpc.so", content: elfOf(50_000, "", "")},
 		text("usr/lib/gcc/x86/1/libgcc.a", 900_000), text("usr/lib/x86/libc.a", 900_000), text("usr/lib/x86/libc.so", 900),
 	)...)
@@ -64,7 +64,7 @@ func TestWhatACommandCompilesIsInItsArguments(t *testing.T) {
 				s, l := labs(t, im)
 				defer s.Close()
 				l[0].Expect([]Expected{{Paths: []string{"usr/bin/cc"}, Args: strings.Fields(args)}})
-				time.Sleep(2 * time.Second)
+				time.Sleep(5 * time.Second)
 				for name, is := range map[string]string{
 					"usr/lib/gcc/x86/1/cc1": "cc1", "usr/lib/gcc/x86/1/cc1plus": "cc1plus", "usr/lib/libmpc.so": "cc1",
 					"usr/lib/gcc/x86/1/libgcc.a": "libgcc.a", "usr/lib/x86/libc.a": "libc.a", "usr/lib/x86/libc.so": "libc.so",

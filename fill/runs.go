@@ -133,10 +133,12 @@ func (f *Filler) run(helpers map[place]bool) {
 			in := file.f.layer.Inode(file.inode)
 			first, _ := file.f.framesOf(&in)
 			file.f.driven.set(first)
-			file.start(runs)
-			if helpers[file] {
-				file.f.need(file.inode, part{0, in.Size}, profiled, linked)
+			if !helpers[file] {
+				file.start(runs)
+				continue
 			}
+			file.start(commanded)
+			file.f.need(file.inode, part{0, in.Size}, profiled, commanded)
 		}
 	}
 	s.dispatch()

@@ -8,9 +8,9 @@ package fill
 // maxStrays is how many frames may be touched out of order until nobody is thought to read an image from one end to the other.
 const maxStrays = 64
 
-// firstSweep is how many bytes are swept, if the link doesn't carry more in two round trips, before any of them have been read. From then on
+// firstSweep is how many bytes are swept, if the link doesn't carry more in a round trip, before any of them have been read. From then on
 // as many as have been are expected to be, besides.
-const firstSweep = 2 << 20
+const firstSweep = 1 << 20
 
 // streams reports whether a run is one that leaves nothing out, file after file.
 func (f *Filler) streams(r *run) bool {
@@ -52,7 +52,7 @@ func (s *Scheduler) sweepImage() bool {
 		return true
 	}
 	var room int64
-	trust := max(2*s.est.bdp(), firstSweep)
+	trust := max(s.est.bdp(), firstSweep)
 	for _, f := range s.walk.layers {
 		room += f.streamed - f.guessed[swept] // as much again
 		trust += f.right[swept] - f.guessed[swept]

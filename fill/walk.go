@@ -30,8 +30,12 @@ type listed struct {
 	dirs []place
 }
 
-// maxPassed is how many frames that are there are passed at a time.
-const maxPassed = 4096
+const (
+	// maxPassed is how many frames that are there are passed at a time.
+	maxPassed = 4096
+	// maxListed is the number of names in a directory from which it isn't walked through: nobody may ask for anything while it is listed.
+	maxListed = 1 << 16
+)
 
 // list returns what is in a directory, as overlayfs lists it.
 func list(dirs []place) (entries []listed) {
@@ -51,6 +55,8 @@ func list(dirs []place) (entries []listed) {
 			at := place{d.f, e.Inode}
 			old := names[e.Name]
 			switch {
+			case old == nil && len(names) == maxListed:
+				return nil
 			case old == nil:
 				old = &name{open: in.IsDir() && !in.Opaque}
 				names[e.Name] = old

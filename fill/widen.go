@@ -58,6 +58,7 @@ const (
 	strict                    // everything before it was asked for, in this order, or much of its file
 	linked                    // a program needs it that was asked for
 	runs                      // a program runs it that was asked for
+	commanded                 // what a program was called with has it run or read it
 	imports                   // a module imports it that was asked for, or that such a module imports
 	swept                     // the image is being read from one end to the other
 	reasons
@@ -91,6 +92,8 @@ func (f *Filler) allowance(why evidence) int64 {
 		return n + max(6*bdp, 2<<20)
 	case runs:
 		return n + max(4*bdp, 2<<20)
+	case commanded:
+		return n + max(32*bdp, 16<<20)
 	case imports:
 		return n + max(8*bdp, 4<<20)
 	default:
