@@ -38,6 +38,7 @@ func TestWhatIsCopiedIsFetched(t *testing.T) {
 		l[0].Expect([]Expected{{Paths: []string{"usr/"}}})
 		time.Sleep(time.Second)
 		want(l[0], "usr/src/one", false) // who wants no background work has nothing fetched that may be in vain
+		synctest.Wait()
 		s.opt.Background, s.opt.Idle = true, time.Hour
 		l[0].Expect([]Expected{{Paths: []string{"link/"}}, {Paths: []string{"whole/"}}, {Paths: []string{"hidden/"}}, {Paths: []string{"nothing/"}}})
 		time.Sleep(20 * time.Second)
