@@ -125,9 +125,10 @@ func TestAppends(t *testing.T) {
 	}
 }
 
-// What was compressed isn't larger than by others, and what can't be is stored.
+// What was compressed isn't much larger than by others, and what can't be is stored. The program is another one under the race detector, and
+// from each version of Go.
 func TestSizes(t *testing.T) {
-	for name, want := range map[string]float64{"text": 1.2, "program": 1.02, "skewed": 1.1, "noise": 1, "zeros": 1.5} {
+	for name, want := range map[string]float64{"text": 1.2, "program": 1.06, "skewed": 1.1, "noise": 1, "zeros": 1.5} {
 		in := inputs(t)[name]
 		var b bytes.Buffer
 		gz, err := stdgzip.NewWriterLevel(&b, 6)
