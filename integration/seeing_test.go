@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
@@ -264,8 +265,83 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 	}
 }
 
+// TestACopyIsShownAnothersWait has two builds wait for one file, a step of the one and a COPY of the other, which share their FROM: both
+// learn it, though the kernel tells of one read only.
+func TestACopyIsShownAnothersWait(t *testing.T) { eachDoorAtOnce(t, testACopyIsShownAnothersWait) }
+
+func testACopyIsShownAnothersWait(t *testing.T, door []string) {
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	top := layerDigests(t, img)[1]
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
+	broken, asked := make(chan struct{}), make(chan struct{})
+	breaks, asks := sync.OnceFunc(func() { close(broken) }), sync.OnceFunc(func() { close(asked) })
+	match := registry.MatchBlob(top)
+	remove := reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/lab-fault") {
+			breaks()
+		}
+		select {
+		case <-broken:
+		default:
+			return false
+		}
+		if match(r) {
+			asks()
+		}
+		return match(r)
+	}})
+	line := fmt.Sprintf("waiting for %s layer %s (%s answered 503 Service Unavailable, retrying)", reg.Ref("base"), top, reg.Host)
+	var run *client.Result
+	var builds errgroup.Group
+	builds.Go(func() (err error) {
+		run, err = client.Buildctl{Addr: d.Addr}.Build(t.Context(), client.Solve{
+			Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-fault; sha256sum /big/12\n", Plain: true,
+		})
+		return err
+	})
+	select {
+	case <-asked: // so the step waits
+	case <-time.After(time.Minute):
+		t.Fatal("the step reads nothing of the layer")
+	}
+	time.AfterFunc(22*time.Second, remove)
+	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + " AS base\nFROM scratch\nCOPY --from=base /big/12 /copied\n", Plain: true})
+	if err := shownBelow(res.Plain, "FROM "+reg.Ref("base:1"), line); err != nil {
+		t.Errorf("COPY: %v:\n%s", err, res.Plain)
+	}
+	if err := builds.Wait(); err != nil || run.Err != "" {
+		t.Fatal(err, run)
+	}
+	if err := shown(run.Plain, "RUN sha256sum", line); err != nil {
+		t.Errorf("RUN: %v:\n%s", err, run.Plain)
+	}
+}
+
+// shownBelow reports whether a line is in the plain progress below a vertex.
+func shownBelow(plain, vertex, line string) error {
+	_, _, err := lineBelow(plain, vertex, line)
+	return err
+}
+
 // shown reports whether a line is in the plain progress below a vertex: that it went on after 5 s, and its end.
 func shown(plain, vertex, line string) error {
+	n, rest, err := lineBelow(plain, vertex, line)
+	if err != nil {
+		return err
+	}
+	if !regexp.MustCompile(`^ [5-9]\.\ds$`).MatchString(rest) {
+		return fmt.Errorf("the wait is shown as %q", rest)
+	}
+	done := regexp.MustCompile(`^` + regexp.QuoteMeta(n+" "+line) + ` \d+\.\ds done$`)
+	if !slices.ContainsFunc(strings.Split(plain, "\n"), done.MatchString) {
+		return errors.New("its end isn't shown")
+	}
+	return nil
+}
+
+// lineBelow returns the number of a vertex below which a line is in the plain progress, and what stands behind the line where it is for the first time.
+func lineBelow(plain, vertex, line string) (n, rest string, err error) {
 	lines := strings.Split(plain, "\n")
 	of := map[string]string{} // number -> name
 	for _, l := range lines {
@@ -275,18 +351,11 @@ func shown(plain, vertex, line string) error {
 	}
 	at := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, line) })
 	if at < 0 {
-		return fmt.Errorf("progress does not show %q", line)
+		return "", "", fmt.Errorf("progress does not show %q", line)
 	}
-	n, rest, _ := strings.Cut(lines[at], " ")
+	n, rest, _ = strings.Cut(lines[at], " ")
 	if !strings.Contains(of[n], vertex) {
-		return fmt.Errorf("%q is shown below %q, not %q", line, of[n], vertex)
+		return "", "", fmt.Errorf("%q is shown below %q, not %q", line, of[n], vertex)
 	}
-	if !regexp.MustCompile(`^ [5-9]\.\ds$`).MatchString(strings.TrimPrefix(rest, line)) {
-		return fmt.Errorf("the wait is shown as %q", rest)
-	}
-	done := regexp.MustCompile(`^` + regexp.QuoteMeta(n+" "+line) + ` \d+\.\ds done$`)
-	if !slices.ContainsFunc(lines[at:], done.MatchString) {
-		return errors.New("its end isn't shown")
-	}
-	return nil
+	return n, strings.TrimPrefix(rest, line), nil
 }

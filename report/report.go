@@ -246,7 +246,7 @@ func (r *Reporter) use(a *Account, img Base) {
 
 // Expect notes that the builds of these sessions have asked what an image is. A
 // build which shares its FROM step with one that came before says no more than
-// that: the step resolves for both.
+// that: the step resolves for both, and shows both what it shows.
 func (r *Reporter) Expect(sessions []string, ref, platform string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -254,6 +254,9 @@ func (r *Reporter) Expect(sessions []string, ref, platform string) {
 	for _, s := range sessions {
 		for _, a := range r.builds[s] {
 			a.wants = append(a.wants, want)
+			if v := r.followed(func(v *watcher) bool { return v.base.is(ref, platform) }); v != nil {
+				a.follow(v)
+			}
 			for _, b := range r.known {
 				if !b.is(ref, platform) {
 					continue
@@ -277,9 +280,7 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 	if r.builds[b.session] = open; len(open) == 0 {
 		delete(r.builds, b.session)
 	}
-	for _, v := range b.watchers {
-		r.watchers.remove(v)
-	}
+	r.unfollow(b)
 	for _, want := range b.wants {
 		for _, img := range r.known {
 			if img.is(want.Ref, want.Platform) && !b.has(img) {

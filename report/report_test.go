@@ -20,6 +20,7 @@ var (
 	a, b, c  = digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
 	manifest = digest.FromString("manifest")
 	layers   = []Descriptor{{a, 1000}, {b, 200}, {a, 1000}} // the first one twice
+	base     = Base{Ref: "image@sha256:1", Digest: manifest, Platform: "linux/amd64", Layers: layers}
 )
 
 func TestReport(t *testing.T) {

@@ -6,31 +6,44 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/moby/buildkit/util/progress"
+	"github.com/opencontainers/go-digest"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 )
 
 // board is a place where lines are shown.
-type board struct{ log []string }
+type board struct {
+	mu  sync.Mutex
+	log []string
+}
+
+func (b *board) add(what string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log = append(b.log, what)
+}
 
 func (b *board) line(since time.Time) Line {
-	b.log = append(b.log, "since "+time.Since(since).String())
+	b.add("since " + time.Since(since).String())
 	return &boardLine{b}
 }
 
 type boardLine struct{ *board }
 
-func (l *boardLine) Set(text string) { l.log = append(l.log, text) }
-func (l *boardLine) Close()          { l.log = append(l.log, "over") }
+func (l *boardLine) Set(text string) { l.add(text) }
+func (l *boardLine) Close()          { l.add("over") }
 
 func (b *board) want(t *testing.T, want ...string) {
 	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if !slices.Equal(b.log, want) {
 		t.Errorf("shown %q, want %q", b.log, want)
 	}
@@ -68,7 +81,7 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 		build := r.Begin("s")
 		defer r.End(build)
 		var from board
-		r.Follow([]string{"s", "other"}, "plan", layers, from.line)
+		r.Follow([]string{"s", "other"}, "plan", base, from.line)
 		ctx, shown := progressOf(t)
 		step := r.BeginStep(ctx)
 		step.Uses(a)
@@ -171,13 +184,13 @@ func TestEachStepIsShownItsWait(t *testing.T) {
 		one := r.Begin("one")
 		defer r.End(one)
 		var from1, from2 board
-		r.Follow([]string{"one"}, "plan", layers, from1.line)
+		r.Follow([]string{"one"}, "plan", base, from1.line)
 		start = time.Now()
 		time.Sleep(5 * time.Second)
 		defer r.Waiting(b, start, func() string { return "x" })()
 		two := r.Begin("two")
 		defer r.End(two)
-		r.Follow([]string{"two"}, "plan", layers, from2.line)
+		r.Follow([]string{"two"}, "plan 2", base, from2.line)
 		time.Sleep(5 * time.Second)
 		defer r.Waiting(b, time.Now().Add(-5*time.Second), func() string { return "y" })()
 		from1.want(t, "since 5s", "x")
@@ -191,9 +204,9 @@ func TestWaitIsShownBelowFROMOtherwise(t *testing.T) {
 		var r Reporter
 		build := r.Begin("s")
 		var from, stranger board
-		r.Follow([]string{"t"}, "plan", layers, stranger.line)
+		r.Follow([]string{"t"}, "plan", base, stranger.line)
 		for range 2 {
-			r.Follow([]string{"s"}, "plan", layers, from.line)
+			r.Follow([]string{"s"}, "plan", base, from.line)
 		}
 		r.Waiting(c, time.Now(), func() string { return "another layer" })()
 		over := r.Waiting(b, time.Now(), func() string { return "x" })
@@ -207,6 +220,80 @@ func TestWaitIsShownBelowFROMOtherwise(t *testing.T) {
 		stranger.want(t)
 		if len(r.watchers.all) != 0 {
 			t.Errorf("watchers left: %v", r.watchers.all)
+		}
+	})
+}
+
+// Of builds that share their FROM, a wait is shown there once, and as long as one of them lasts.
+func TestSharedFROMIsFollowedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		var from board
+		first := r.Begin("1")
+		r.Follow([]string{"1"}, "plan", base, from.line)
+		second, other := r.Begin("2"), r.Begin("3")
+		r.Expect([]string{"2"}, base.Ref, base.Platform)
+		r.Expect([]string{"3"}, base.Ref, "another platform")
+		r.Waiting(b, time.Now(), func() string { return "x" })()
+		from.want(t, "since 0s", "x", "over")
+		r.End(first)
+		r.Waiting(b, time.Now(), func() string { return "y" })()
+		from.want(t, "since 0s", "x", "over", "since 0s", "y", "over")
+		r.End(second)
+		r.Waiting(b, time.Now(), func() string { return "z" })()
+		from.want(t, "since 0s", "x", "over", "since 0s", "y", "over")
+		r.End(other)
+	})
+}
+
+// While a build copies from a layer, it is shown that reads of the layer wait, also if it's another build's step that reads: that
+// may be what the copy waits for.
+func TestCopyIsShownAStepsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		ctx, shown := progressOf(t)
+		step := r.BeginStep(ctx)
+		defer step.End()
+		step.Uses(a)
+		copies, idle := r.Begin("copies"), r.Begin("idle")
+		defer r.End(copies)
+		defer r.End(idle)
+		var from, other board
+		r.Follow([]string{"copies"}, "plan 1", base, from.line)
+		r.Follow([]string{"idle"}, "plan 2", base, other.line)
+
+		over := r.Copies([]string{"copies", "nobody"}, []digest.Digest{c, a, b})
+		time.Sleep(5 * time.Second)
+		read := r.Waiting(a, time.Now().Add(-6*time.Second), func() string { return "x" })
+		from.want(t, "since 5s", "x")
+		read()
+		from.want(t, "since 5s", "x", "over")
+		over()
+		over() // is harmless
+
+		// One that begins while the step waits is shown what it waits for when that's repeated, and nothing when it's over.
+		from.log = nil
+		read = r.Waiting(a, time.Now(), func() string { return "y" })
+		from.want(t)
+		time.Sleep(3 * time.Second)
+		over, second := r.Copies([]string{"copies"}, []digest.Digest{a}), r.Copies([]string{"copies"}, []digest.Digest{a})
+		time.Sleep(10 * time.Second)
+		from.want(t, "since 7s", "y")
+		over()
+		from.want(t, "since 7s", "y")
+		second()
+		from.want(t, "since 7s", "y", "over")
+		time.Sleep(time.Minute)
+		from.want(t, "since 7s", "y", "over")
+		read()
+		other.want(t)
+		if got := shown(); len(got) != 2 {
+			t.Errorf("the step is shown %q", got)
+		}
+		for _, v := range r.watchers.all {
+			if len(v.lines)+len(v.copies) > 0 {
+				t.Errorf("left: %v, %v", v.lines, v.copies)
+			}
 		}
 	})
 }

@@ -17,7 +17,7 @@ func (p *plan) follow(r *report.Reporter, sessions []string) {
 	if p.progress == nil {
 		return
 	}
-	r.Follow(sessions, p, p.descriptors(), func(since time.Time) report.Line {
+	r.Follow(sessions, p, p.base(), func(since time.Time) report.Line {
 		ctx, stop := p.progress.Start(context.Background())
 		return fromLine{report.NewLine(ctx, since), stop}
 	})

@@ -30,7 +30,11 @@ func (w *Worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 			w.expectOf(src, trees)
 		}
 	}
-	return w.Worker.ResolveOp(v, b, sm, proxy)
+	op, err := w.Worker.ResolveOp(v, b, sm, proxy)
+	if err == nil && w.planner != nil && opOf(v).GetFile() != nil {
+		op = &copying{op, w.reporter}
+	}
+	return op, err
 }
 
 // expectOf says what will be read at first of an image, if that is where a source comes from.

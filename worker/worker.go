@@ -199,6 +199,9 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	if err != nil {
 		return nil, err
 	}
+	if name == client.ExporterLocal || name == client.ExporterTar {
+		exp = &exporting{exp, w.reporter}
+	}
 	e := exporter.New(name, exp)
 	e.Content = w.ContentStore()
 	e.Lists = &exporter.Lists{Sessions: sm, Dir: w.root}
