@@ -151,7 +151,7 @@ func lazySnapshotter(opt Options, rep *report.Reporter, door string) (runc.Snaps
 }
 
 // readHosts returns who serves a repository to those who read ranges, with the credentials of sessions, or what is left of them.
-func readHosts(opt Options, hosts docker.RegistryHosts) func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+func readHosts(opt Options, hosts docker.RegistryHosts, passwords *passwords) func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
 	pool, ended := newClients(opt.Config.Registries), newEndedSessions()
 	return func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
 		of := func(sessions ...string) ([]docker.RegistryHost, error) {
@@ -161,6 +161,14 @@ func readHosts(opt Options, hosts docker.RegistryHosts) func(ref reference.Spec,
 		if those := alive(opt.SessionManager, sessions); len(those) > 0 {
 			found, err := of(those...)
 			pool.use(found)
+			for i := range found {
+				h := &found[i]
+				h.Authorizer = learningAuthorizer{h.Authorizer, func() {
+					for _, id := range those {
+						passwords.learn(h.Host, id)
+					}
+				}}
+			}
 			return found, err
 		}
 		found, err := of(sessions...)
@@ -168,7 +176,11 @@ func readHosts(opt Options, hosts docker.RegistryHosts) func(ref reference.Spec,
 			var nobodys []docker.RegistryHost
 			if nobodys, err = of(); err == nil {
 				for i := range found {
-					found[i].Authorizer = ended.authorizer(found[i].Host, sessions, found[i].Authorizer, nobodys[i].Authorizer)
+					theirs := found[i].Authorizer
+					if by := passwords.authorizer(found[i], sessions); by != nil {
+						theirs = by
+					}
+					found[i].Authorizer = ended.authorizer(found[i].Host, sessions, theirs, nobodys[i].Authorizer)
 				}
 			}
 		}

@@ -15,8 +15,8 @@ import (
 )
 
 // Layers are read when the builds that had credentials for them have ended: in the background. BuildKit keeps of a session what it has been
-// given, a user name with its password, from which it makes tokens by itself, or a token until that expires, since most clients make
-// tokens only themselves, also those of nobody. Then it waits for each session that has ended, for 5 s, while all that has to do with the
+// given, a user name with its password, from which it makes tokens by itself (see passwords), or a token until that expires, since most clients
+// make tokens only themselves, also those of nobody. Then it waits for each session that has ended, for 5 s, while all that has to do with the
 // repository waits for it, FROM in the next build too; and fails, which for an image that everybody may read needn't be.
 
 // sessionPatience is how long sessions that have ended are waited for, once.
@@ -98,11 +98,16 @@ func (a *endedAuthorizer) Authorize(ctx context.Context, req *http.Request) erro
 		}
 	}
 	err := a.nobodys.Authorize(ctx, req)
-	if answer, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok &&
-		(answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden) {
+	if denied(err) {
 		return a.refuse()
 	}
 	return err
+}
+
+// denied reports whether no token is to be had.
+func denied(err error) bool {
+	answer, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)
+	return errors.Is(err, errRefused) || ok && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden)
 }
 
 // AddResponses implements docker.Authorizer.
@@ -139,7 +144,7 @@ func (a *endedAuthorizer) try(ctx context.Context, ask func(context.Context) err
 		return false, context.Cause(ctx)
 	}
 	// It is not always an error that a session was waited for in vain.
-	over = context.Cause(limited) != nil || errors.Is(err, session.ErrNoActiveSessions) || errors.Is(err, context.DeadlineExceeded)
+	over = context.Cause(limited) != nil || errors.Is(err, session.ErrNoActiveSessions) || errors.Is(err, context.DeadlineExceeded) || denied(err)
 	if over {
 		a.ended.set(a.key, none)
 	}

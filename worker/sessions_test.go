@@ -136,17 +136,25 @@ func openSession(t *testing.T, sm *session.Manager, c *credentials) (id string, 
 func TestReadsOutliveTheSession(t *testing.T) {
 	for name, c := range map[string]struct {
 		public, passwords bool
+		refused           bool // before the token expires
 		live, fails       bool
 	}{
-		"a session that lives":           {live: true},
-		"a password":                     {passwords: true},
-		"a public image":                 {public: true},
-		"a public image, and a password": {public: true, passwords: true},
-		"a private image":                {fails: true},
+		"a password, and a token that is refused":     {passwords: true, refused: true},
+		"a public image, and a token that is refused": {public: true, refused: true},
+		"a token that is refused":                     {refused: true, fails: true},
+		"a session that lives":                        {live: true},
+		"a password":                                  {passwords: true},
+		"a public image":                              {public: true},
+		"a public image, and a password":              {public: true, passwords: true},
+		"a private image":                             {fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			reg := newTokenRegistry(t, c.public, 2) // of which clients trust 90 %, in whole seconds
+			life := 2 // of which clients trust 90 %, in whole seconds
+			if c.refused {
+				life = 300
+			}
+			reg := newTokenRegistry(t, c.public, life)
 			sm, err := session.NewManager()
 			if err != nil {
 				t.Fatal(err)
@@ -157,7 +165,9 @@ func TestReadsOutliveTheSession(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			hosts := readHosts(Options{Config: &bkconfig.Config{}, SessionManager: sm}, resolver.NewRegistryConfig(nil))
+			kept := newPasswords(sm)
+			t.Cleanup(func() { kept.Close() })
+			hosts := readHosts(Options{Config: &bkconfig.Config{}, SessionManager: sm}, resolver.NewRegistryConfig(nil), kept)
 			b := blob.New(ref, digest.FromBytes(reg.blob), int64(len(reg.blob)),
 				func() ([]docker.RegistryHost, error) { return hosts(ref, []string{"another", id}) }, blob.Options{RetryFor: 20 * time.Second})
 			read := func() error {
@@ -175,12 +185,15 @@ func TestReadsOutliveTheSession(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !c.live {
+				kept.asking.Wait()
 				end()
 				if err := read(); err != nil {
 					t.Fatalf("with a token that is good: %v", err)
 				}
 			}
-			time.Sleep(1200 * time.Millisecond)
+			if !c.refused {
+				time.Sleep(1200 * time.Millisecond)
+			}
 			reg.epoch.Add(1)
 			start := time.Now()
 			err = read()
@@ -210,6 +223,57 @@ func TestReadsOutliveTheSession(t *testing.T) {
 				t.Errorf("%d requests for what is refused", n)
 			}
 		})
+	}
+}
+
+// A password that isn't good any more leaves what nobody's credentials allow.
+func TestPasswordThatIsRefused(t *testing.T) {
+	for name, public := range map[string]bool{"a public image": true, "a private image": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reg := newTokenRegistry(t, public, 300)
+			host := docker.RegistryHost{Host: strings.TrimPrefix(reg.URL, "http://"), Scheme: "http", Path: "/v2", Client: reg.Client()}
+			kept := newPasswords(nil)
+			kept.of[hostSession{host.Host, "s"}] = &password{user: "ann", secret: "changed", used: time.Now()}
+			if kept.authorizer(host, []string{"another"}) != nil {
+				t.Error("another session has it too")
+			}
+			ended := newEndedSessions()
+			ref, err := reference.Parse(host.Host + "/team/image:v1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := blob.New(ref, digest.FromBytes(reg.blob), int64(len(reg.blob)), func() ([]docker.RegistryHost, error) {
+				h := host
+				nobodys := docker.NewDockerAuthorizer(docker.WithAuthClient(h.Client))
+				h.Authorizer = ended.authorizer(h.Host, []string{"s"}, kept.authorizer(h, []string{"s"}), nobodys)
+				return []docker.RegistryHost{h}, nil
+			}, blob.Options{RetryFor: 20 * time.Second})
+			body, err := b.Fetch(t.Context(), 10, 10)
+			if err == nil {
+				body.Close()
+			}
+			if (err == nil) != public || !public && !errors.Is(err, errRefused) {
+				t.Errorf("read: %v", err)
+			}
+		})
+	}
+}
+
+// Passwords that nobody has used for long are forgotten.
+func TestPasswordsAreForgotten(t *testing.T) {
+	kept := newPasswords(nil)
+	kept.of[hostSession{"a", "s"}] = &password{used: time.Now().Add(-2 * keepPassword)}
+	kept.of[hostSession{"b", "s"}] = &password{used: time.Now()}
+	kept.forget()
+	if _, ok := kept.of[hostSession{"b", "s"}]; !ok || len(kept.of) != 1 {
+		t.Errorf("%v are kept", kept.of)
+	}
+	if err := kept.Close(); err != nil {
+		t.Error(err)
+	}
+	if kept.learn("c", "s"); len(kept.of) != 1 {
+		t.Error("who is closed asks")
 	}
 }
 

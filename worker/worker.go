@@ -67,6 +67,7 @@ type Worker struct {
 	images      *source.Source
 	door        Door
 	accounts    accounts
+	passwords   *passwords
 	unregister  func() error // metrics
 }
 
@@ -103,7 +104,8 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if opt.watch, err = watch(meter, w.reporter); err != nil {
 		return nil, err
 	}
-	opt.hosts = readHosts(opt, hosts)
+	w.passwords = newPasswords(opt.SessionManager)
+	opt.hosts = readHosts(opt, hosts, w.passwords)
 	factory, door, err := snapshotterFactory(opt, w.reporter)
 	if err != nil {
 		return nil, err
@@ -226,7 +228,7 @@ func (w *Worker) Close() error {
 	if w.unregister != nil {
 		err = w.unregister()
 	}
-	return errors.Join(err, w.Worker.Close(), w.snapshotter.Close())
+	return errors.Join(err, w.Worker.Close(), w.snapshotter.Close(), w.passwords.Close())
 }
 
 // runtimeOf returns the OCI runtime that BuildKit's executor will run.
