@@ -21,7 +21,6 @@ import (
 	containerdsnapshot "github.com/moby/buildkit/snapshot/containerd"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/bklog"
-	"github.com/moby/buildkit/util/resolver"
 	bkworker "github.com/moby/buildkit/worker"
 	"github.com/moby/buildkit/worker/base"
 	"go.opentelemetry.io/otel/metric"
@@ -90,7 +89,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		bklog.G(ctx).WithError(err).Warn("an earlier daemon has left mounts behind")
 	}
 	w := &Worker{root: opt.Config.Root, reporter: &report.Reporter{}}
-	hosts := resolver.NewRegistryConfig(opt.Config.Registries)
+	hosts := RegistryHosts(opt.Config.Registries)
 
 	// The snapshotter is made before the content store.
 	var blobs atomic.Pointer[containerdsnapshot.Store]

@@ -33,7 +33,6 @@ import (
 	"github.com/moby/buildkit/util/archutil"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/db/boltutil"
-	"github.com/moby/buildkit/util/resolver"
 	bkversion "github.com/moby/buildkit/version"
 	bkworker "github.com/moby/buildkit/worker"
 	policy "github.com/moby/policy-helpers"
@@ -176,7 +175,7 @@ func newFrontends(cfg *bkconfig.Config, workers *bkworker.Controller) (map[strin
 }
 
 func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (map[string]remotecache.ResolveCacheExporterFunc, map[string]remotecache.ResolveCacheImporterFunc) {
-	hosts := resolver.NewRegistryConfig(cfg.Registries)
+	hosts := worker.RegistryHosts(cfg.Registries)
 	var verifier func() (*policy.Verifier, error)
 	if cfg.Cache.GHA != nil && cfg.Cache.GHA.Verify.Required {
 		verifier = sync.OnceValues(func() (*policy.Verifier, error) {

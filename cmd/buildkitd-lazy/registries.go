@@ -9,13 +9,13 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	dockerconfig "github.com/docker/cli/cli/config"
 	"github.com/docker/cli/cli/config/configfile"
-	"github.com/moby/buildkit/util/resolver"
 	resolverconfig "github.com/moby/buildkit/util/resolver/config"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v3"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
+	"github.com/buildkitd-lazy/buildkitd-lazy/worker"
 )
 
 // registryFlags are those of the commands that talk to registries by themselves, without a daemon.
@@ -54,7 +54,7 @@ func registryHosts(c *cli.Command) (repository.Hosts, error) {
 		r.Insecure, r.PlainHTTP = new(true), new(true)
 		registries[host] = r
 	}
-	return withCredentials(resolver.NewRegistryConfig(registries)), nil
+	return withCredentials(worker.RegistryHosts(registries)), nil
 }
 
 // withCredentials adds authorizers, one for each registry: it is what remembers tokens.
