@@ -5,7 +5,7 @@
 // the kernel answers every metadata call and every read of its page cache by itself. A read that goes to the data file, hole or
 // not, waits until the Door has answered an event with its range; the Door asks the layer's [Filler], and answers
 // when the bytes are there. [Mount.Complete] takes the mark away when nothing is missing any more.
-// From then on the Door sees to it that what was read isn't in memory twice (behind.go).
+// From then on the Door sees to it that what was read isn't in memory twice (package mount/behind).
 //
 // # Descriptors of the data file
 //
@@ -45,6 +45,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/behind"
 )
 
 // A Filler makes content arrive. It is called from many goroutines at once.
@@ -131,7 +133,7 @@ func Open(opt Options) (*Door, error) {
 		old.accept()
 	}
 	d.loop.Go(d.answerEvents)
-	d.loop.Go(d.dropBehind)
+	d.loop.Go(func() { behind.Drop(d.lifetime, d.look) })
 	return d, nil
 }
 
@@ -186,6 +188,14 @@ func (d *Door) snapshot() []*Mount {
 		list = append(list, m)
 	}
 	return list
+}
+
+// look has pages dropped behind the readers of complete layers.
+func (d *Door) look() (grown bool) {
+	for _, m := range d.snapshot() {
+		grown = m.look() || grown
+	}
+	return grown
 }
 
 // mount returns what a data file belongs to, or nil.

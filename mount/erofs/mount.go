@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/behind"
 )
 
 // MountOptions say what to mount.
@@ -46,7 +48,7 @@ type Mount struct {
 	// Guarded by Door.mu.
 	state   state
 	mounted bool
-	behind  *behind // nil if the layer isn't complete
+	behind  *behind.File // nil if the layer isn't complete
 }
 
 // Mount mounts a layer. The same data file cannot be mounted twice at a time.
@@ -98,7 +100,7 @@ func (d *Door) open(opt MountOptions) (*Mount, error) {
 
 func (m *Mount) close() {
 	m.end(ErrUnmounted)
-	m.behind.close()
+	m.behind.Close()
 	m.img.Close()
 	m.data.Close()
 }
@@ -178,7 +180,7 @@ func (m *Mount) Complete() error {
 		return fmt.Errorf("complete %s: %w", m.opt.Target, err)
 	}
 	m.d.guard.forget(m.opt.Image)
-	b := openBehind(m.data)
+	b := behind.Open(int(m.data.Fd()))
 	m.d.mu.Lock()
 	m.behind = b
 	m.d.mu.Unlock()
@@ -252,4 +254,21 @@ func (m *Mount) release() {
 	}
 	m.calls.Wait() // of Complete, if another's Unmount swept this
 	m.close()
+}
+
+// look has pages dropped behind the readers of a complete layer. It reports whether anything was read from the disk since the last look. Only
+// one goroutine calls it.
+func (m *Mount) look() bool {
+	m.d.mu.Lock()
+	b := m.behind
+	on := b != nil && m.mounted
+	if on {
+		m.calls.Add(1) // Unmount may come, and closes the files
+	}
+	m.d.mu.Unlock()
+	if !on {
+		return false
+	}
+	defer m.calls.Done()
+	return b.Look()
 }

@@ -9,7 +9,7 @@
 // [Filler] and then has the kernel take the bytes from the data file, by splice(2) unless they are few.
 //
 // What the kernel has heard once it keeps: names, names that don't exist, attributes, directories, symlinks and pages. Open, close and
-// access are not asked for at all.
+// access are not asked for at all. What is read of a complete layer isn't kept in memory twice (package mount/behind).
 //
 // # What becomes of a layer
 //
@@ -38,7 +38,8 @@
 // # Why not
 //
 //   - FUSE passthrough (Linux 6.9), by which the kernel reads a file without asking us, is for whole files from their
-//     beginning on. Those of a layer are ranges of one data file.
+//     beginning on: what it's told of a file is a descriptor, and no offset (struct fuse_backing_map, in Linux 6.18). Those of a layer are ranges of one
+//     data file. It also needs an open for each file.
 //   - Requests of 1 MiB don't fit into a pipe together with their header, and the kernel's readahead asks for 128 KiB at most. More of it would fetch
 //     what nobody wants, and each layer's goroutines have buffers for the largest request. With 256 KiB, bytes that are there were read about 1.5 times as fast.
 //   - go-fuse's package fs keeps a tree of nodes, with locks and counts, next to the tree that a layer is.
@@ -55,6 +56,8 @@ import (
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/behind"
 )
 
 // A Filler makes content arrive. It is called from many goroutines at once.
@@ -93,6 +96,7 @@ type Door struct {
 	lifetime context.Context //nolint:containedctx // of the mounts
 	end      context.CancelCauseFunc
 
+	loop   sync.WaitGroup
 	mu     sync.Mutex
 	mounts map[string]*Mount // by target
 	closed bool
@@ -112,21 +116,37 @@ func Open(opt Options) (*Door, error) {
 	}
 	d := &Door{opt: opt, mounts: make(map[string]*Mount)}
 	d.lifetime, d.end = context.WithCancelCause(context.Background())
+	d.loop.Go(func() { behind.Drop(d.lifetime, d.look) })
 	return d, nil
+}
+
+// look has pages dropped behind the readers of complete layers.
+func (d *Door) look() (grown bool) {
+	for _, m := range d.list() {
+		grown = m.look() || grown
+	}
+	return grown
+}
+
+func (d *Door) list() (mounts []*Mount) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, m := range d.mounts {
+		if m != nil {
+			mounts = append(mounts, m)
+		}
+	}
+	return mounts
 }
 
 // Close ends what waits, unmounts, and waits for the Fillers to return and for the goroutines that serve.
 func (d *Door) Close() error {
 	d.mu.Lock()
 	d.closed = true
-	var mounts []*Mount
-	for _, m := range d.mounts {
-		if m != nil {
-			mounts = append(mounts, m)
-		}
-	}
 	d.mu.Unlock()
+	mounts := d.list()
 	d.end(ErrClosed)
+	d.loop.Wait()
 
 	var errs []error
 	for _, m := range mounts {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/behind"
 )
 
 // MountOptions say what to mount.
@@ -42,7 +43,7 @@ const (
 type Mount struct {
 	d      *Door
 	opt    MountOptions
-	data   int // descriptor of the data file, open while there is a server
+	data   int // descriptor of the data file, open while there is a server, then -1
 	conn   connection
 	served chan struct{} // closed when nothing is served any more
 
@@ -50,9 +51,10 @@ type Mount struct {
 	end      context.CancelCauseFunc
 	complete atomic.Bool
 
-	mu    sync.Mutex
-	ended bool
-	calls sync.WaitGroup // of the filler; added to under mu, until ended
+	mu     sync.Mutex
+	ended  bool
+	behind *behind.File   // nil if the layer isn't complete
+	calls  sync.WaitGroup // of the filler, and looks behind; added to under mu, until ended
 
 	unmounting sync.Mutex
 	unmounted  bool
@@ -106,7 +108,10 @@ func (d *Door) serve(opt MountOptions) (*Mount, error) {
 	}
 	go func() {
 		server.Serve()
+		m.mu.Lock()
 		unix.Close(m.data)
+		m.data = -1
+		m.mu.Unlock()
 		close(m.served)
 	}()
 	m.conn.number = connectionNumber(opt.Target)
@@ -175,7 +180,29 @@ func (m *Mount) fill(ctx context.Context, off, n int64) error {
 // Complete says that no byte is missing any more, and none will be: from now on, the Filler isn't called.
 func (m *Mount) Complete() error {
 	m.complete.Store(true)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.behind == nil && m.data >= 0 && !m.ended {
+		m.behind = behind.Open(m.data)
+	}
 	return nil
+}
+
+// look has pages dropped behind the readers of a complete layer. It reports whether anything was read from the disk since the last look. Only
+// one goroutine calls it.
+func (m *Mount) look() bool {
+	m.mu.Lock()
+	b := m.behind
+	on := b != nil && !m.ended
+	if on {
+		m.calls.Add(1) // Unmount closes it
+	}
+	m.mu.Unlock()
+	if !on {
+		return false
+	}
+	defer m.calls.Done()
+	return b.Look()
 }
 
 // Unmount unmounts the layer, and returns when no call of the Filler is under way, whose contexts end, and nothing is served any
@@ -191,6 +218,7 @@ func (m *Mount) Unmount() error {
 	m.mu.Unlock()
 	m.end(ErrUnmounted)
 	m.calls.Wait()
+	m.behind.Close()
 	if err := m.conn.unmount(m.opt.Target); err != nil {
 		return err
 	}

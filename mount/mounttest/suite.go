@@ -38,6 +38,7 @@ func Run(t *testing.T, open Open) {
 		{"Mmap", testMmap},
 		{"Overlay", testOverlay},
 		{"DropCaches", testDropCaches},
+		{"DropBehind", testDropBehind},
 		{"Parallel", testParallel},
 		{"Refused", testRefused},
 		{"Killed", testKilled},
