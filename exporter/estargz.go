@@ -138,7 +138,7 @@ type layerWriter struct {
 	label string // of what is written
 
 	mu      sync.Mutex
-	written *estargz.Written // the last one
+	written *estargz.Written // the last one; its tar as it was before its files were put in order
 	first   int              // files that come first in it
 	err     error
 }
@@ -175,16 +175,19 @@ func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, er
 
 // write writes the layer of a tar, with its files in order.
 func (l *layerWriter) write(dest io.Writer, tar io.Reader) (w estargz.Written, first int, err error) {
-	if l.order != nil {
-		o, err := l.order.list.Tar(l.ctx, tar, l.order.dir)
-		if err != nil {
-			return w, 0, err
-		}
-		defer o.Close()
-		tar, first = o, o.First
+	if l.order == nil {
+		w, err = estargz.Write(l.ctx, dest, tar, l.opt)
+		return w, 0, err
 	}
-	w, err = estargz.Write(l.ctx, dest, tar, l.opt)
-	return w, first, err
+	before := digest.SHA256.Digester()
+	o, err := l.order.list.Tar(l.ctx, io.TeeReader(tar, before.Hash()), l.order.dir)
+	if err != nil {
+		return w, 0, err
+	}
+	defer o.Close()
+	w, err = estargz.Write(l.ctx, dest, o, l.opt)
+	w.Tar = before.Digest()
+	return w, o.First, err
 }
 
 // hopeless reports whether an error is that of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit
@@ -225,7 +228,8 @@ func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[strin
 	// What is there is the digest of the tar without the TOC.
 	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
 	info.Labels[l.label] = strconv.Itoa(first)
-	fields := []string{"labels." + labels.LabelUncompressed, "labels." + l.label}
+	info.Labels[madeOf(written.Tar)] = written.Tar.String()
+	fields := []string{"labels." + labels.LabelUncompressed, "labels." + l.label, "labels." + madeOf(written.Tar)}
 	external := l.opt.ExternalTOC && written.Lossy == ""
 	if external {
 		said, err := storeTOC(ctx, cs, written)

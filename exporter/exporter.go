@@ -21,7 +21,7 @@ type Exporter struct {
 	bkexporter.Exporter
 	// Blobs are where lazy layers are pushed from. Nil has them fetched into the content store for that.
 	Blobs Blobs
-	// Content is where blobs are written. Nil leaves the rewriting of timestamps to BuildKit.
+	// Content is where blobs are written. Nil leaves the rewriting of timestamps to BuildKit, and errors of conversions without a layer's name.
 	Content content.Store
 	// Lists reads the lists of files that come first. Required.
 	Lists *Lists
@@ -154,13 +154,14 @@ func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *r
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.estargz, i.chunked, base, i.blobs, rewriting}
+	return &ref{r, i.exporter.Content, i.estargz, i.chunked, base, i.blobs, rewriting}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
 // where they are.
 type ref struct {
 	cache.ImmutableRef
+	content   content.Store
 	estargz   *eStargz
 	chunked   *zstdChunked
 	base      []digest.Digest // DiffIDs of the base image
@@ -171,7 +172,7 @@ type ref struct {
 // GetRemotes implements cache.ImmutableRef.
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	cfg.Compression = r.chunked.replace(r.estargz.replace(cfg.Compression))
-	remotes, err := getRemotes(ctx, r.ImmutableRef, createIfNeeded, cfg, all, s, r.base)
+	remotes, err := getRemotes(ctx, r.content, r.ImmutableRef, createIfNeeded, cfg, all, s, r.base)
 	if err != nil {
 		return nil, err
 	}
@@ -188,5 +189,5 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.estargz, r.chunked, r.base, r.blobs, r.rewriting}
+	return &ref{r.ImmutableRef.Clone(), r.content, r.estargz, r.chunked, r.base, r.blobs, r.rewriting}
 }

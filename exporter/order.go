@@ -66,12 +66,31 @@ func (o *converting) NeedsConversion(ctx context.Context, cs content.Store, desc
 //
 // Without force, what BuildKit has made of a layer once is what it is exported as ever after. So the layers that this daemon has written
 // in another order, or with a TOC elsewhere, are converted, as if force were on for them; others stay what they are, those of the base image among them.
-func GetRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
-	return getRemotes(ctx, ref, createIfNeeded, cfg, all, s, nil)
+//
+// Forced, a layer that can't be converted, or whose DiffID isn't that of its tar, is an error that names it. Those that have been fetched are in cs.
+func GetRemotes(ctx context.Context, cs content.Store, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	return getRemotes(ctx, cs, ref, createIfNeeded, cfg, all, s, nil)
 }
 
 // getRemotes is GetRemotes of an image on top of a base with these DiffIDs.
-func getRemotes(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group, base []digest.Digest) ([]*solver.Remote, error) {
+func getRemotes(
+	ctx context.Context, cs content.Store, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group, base []digest.Digest,
+) ([]*solver.Remote, error) {
+	remotes, err := converted(ctx, ref, createIfNeeded, cfg, all, s, base)
+	if !cfg.Compression.Force || cs == nil || !writesOurs(cfg.Compression.Type) {
+		return remotes, err
+	}
+	if err != nil {
+		if e, ok := cfg.Compression.Type.(*eStargz); ok && e.rewrites() {
+			cfg.Compression.Type = &converting{eStargz: e}
+		}
+		return nil, blame(ctx, cs, ref, cfg, s, err)
+	}
+	return remotes, checkDiffIDs(ctx, cs, ref, cfg, s, remotes)
+}
+
+// converted returns the layers, those converted that are to be.
+func converted(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group, base []digest.Digest) ([]*solver.Remote, error) {
 	e, ok := cfg.Compression.Type.(*eStargz)
 	if !ok || cfg.Compression.Force && !e.rewrites() {
 		return ref.GetRemotes(ctx, createIfNeeded, cfg, all, s)

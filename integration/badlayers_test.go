@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,8 +62,8 @@ func pushOn(t *testing.T, reg *registry.Registry, base v1.Image, l rawLayer, med
 	}
 }
 
-// TestExportBadLayers forces layers into formats that can't hold them: the error says what is wrong, nothing is pushed, nothing is left, and
-// the image is exported as it is by who doesn't force.
+// TestExportBadLayers forces layers into formats that can't hold them: whatever exports them, the error says which layer it is, what is wrong
+// and what to do; nothing is pushed, nothing is left, and the image is exported as it is by who doesn't force.
 func TestExportBadLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	base, _ := push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
@@ -76,17 +78,26 @@ func TestExportBadLayers(t *testing.T) {
 	}
 	reserved := tarOfFile(t, "stargz.index.json", "{}")
 	layerOf := func(tar []byte) rawLayer { return rawLayer{gzipOf(t, tar), digest.FromBytes(tar)} }
+	flipped := gzipOf(t, whole)
+	flipped[len(flipped)-6] ^= 1 // its checksum
+	garbled := slices.Clone(whole)
+	copy(garbled[len(garbled)-1024:], "no header")
+	some := filepath.Dir(writeFile(t, t.TempDir(), "some", "file"))
+	const asItIs = "without force-compression=true"
 	const encrypted = types.OCILayer + "+encrypted"
 	for name, c := range map[string]struct {
 		layer rawLayer
 		want  []string // of the error; with zstd:chunked there is none of a reserved name
 	}{
-		"tar ends early":  {layerOf(whole[:10_000]), []string{`"some/file"`, "unexpected EOF"}},
-		"gzip ends early": {rawLayer{gzipOf(t, whole)[:9_000], digest.FromBytes(whole)}, []string{"unexpected EOF"}},
-		"no tar":          {layerOf(bytes.Repeat([]byte("no tar"), 500)), []string{"invalid tar header"}},
-		"sparse file":     {layerOf(holes), []string{`"hole"`, "sparse file"}},
-		"reserved name":   {layerOf(reserved), []string{`"stargz.index.json"`, "reserved"}},
-		"encrypted":       {rawLayer{[]byte(noise(2, 5_000)), digest.FromString("secret")}, []string{"layer " + digest.FromString(noise(2, 5_000)).String(), "it is encrypted"}},
+		"tar ends early":  {layerOf(whole[:10_000]), []string{"is damaged", `"some/file"`, "unexpected EOF", asItIs}},
+		"gzip ends early": {rawLayer{gzipOf(t, whole)[:9_000], digest.FromBytes(whole)}, []string{"is damaged", "decompress", "unexpected EOF", asItIs}},
+		"gzip is broken":  {rawLayer{flipped, digest.FromBytes(whole)}, []string{"is damaged", "decompress", "checksum", asItIs}},
+		"no tar":          {layerOf(bytes.Repeat([]byte("no tar"), 500)), []string{"is damaged", "invalid tar header", asItIs}},
+		"garbage in it":   {layerOf(garbled), []string{"is damaged", "invalid tar header", asItIs}},
+		"wrong DiffID":    {rawLayer{gzipOf(t, whole), digest.FromString("other")}, []string{"is damaged", digest.FromBytes(whole).String(), digest.FromString("other").String(), asItIs}},
+		"sparse file":     {layerOf(holes), []string{"can't be converted", `"hole"`, "sparse file", asItIs}},
+		"reserved name":   {layerOf(reserved), []string{"can't be converted", `"stargz.index.json"`, "reserved", asItIs}},
+		"encrypted":       {rawLayer{[]byte(noise(2, 5_000)), digest.FromString("secret")}, []string{"can't be converted", "it is encrypted", asItIs}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tag := strings.ReplaceAll(name, " ", "-")
@@ -98,20 +109,37 @@ func TestExportBadLayers(t *testing.T) {
 			// BuildKit keeps what it has of a download that is broken off, so the layers below are there before; and wantNoIngests prunes.
 			build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN true\n"})
 			for _, format := range []string{"estargz", "zstdchunked"} {
-				s := client.Solve{
-					Dockerfile: "FROM " + reg.Ref("bad:"+tag) + "\nENV A=b\n",
-					Outputs:    []string{"type=image,name=" + reg.Ref(format+":"+tag) + ",push=true,force-compression=true,compression=" + format},
-				}
+				bad := client.Solve{Dockerfile: "FROM " + reg.Ref("bad:"+tag) + "\nENV A=b\n"}
+				const forced = ",force-compression=true,compression="
 				if name == "reserved name" && format == "zstdchunked" {
-					build(t, d, s)
+					bad.Outputs = []string{"type=image,name=" + reg.Ref(format+":"+tag) + ",push=true" + forced + format}
+					build(t, d, bad)
 					wantZstdDiffIDs(t, pull(t, reg, format+":"+tag))
 					continue
 				}
-				reg.Log.Reset()
-				wantContains(t, format+": error", buildFails(t, d, s), c.want...)
-				for _, e := range reg.Log.Entries() {
-					if e.Method == http.MethodPut {
-						t.Errorf("%s: pushed %s", format, e.Path)
+				for what, to := range map[string]client.Solve{
+					"push":           {Outputs: []string{"type=image,name=" + reg.Ref(format+":"+tag) + ",push=true"}},
+					"oci":            {Outputs: []string{"type=oci,dest=" + filepath.Join(t.TempDir(), "oci.tar")}},
+					"docker":         {Outputs: []string{"type=docker,dest=" + filepath.Join(t.TempDir(), "docker.tar")}},
+					"registry cache": {CacheTo: []string{"type=registry,ref=" + reg.Ref(format+":cache-"+tag)}},
+					"local cache":    {CacheTo: []string{"type=local,dest=" + t.TempDir()}},
+				} {
+					s := bad
+					for _, o := range to.Outputs {
+						s.Outputs = append(s.Outputs, o+forced+format)
+					}
+					for _, o := range to.CacheTo {
+						s.CacheTo = append(s.CacheTo, o+forced+format)
+						// Something to be cached, for which nobody unpacks the layer.
+						s.Dockerfile += "COPY --link some /\n"
+						s.Context = some
+					}
+					reg.Log.Reset()
+					wantContains(t, format+", "+what+": error", buildFails(t, d, s), append([]string{"layer " + digest.FromBytes(c.layer.blob).String()}, c.want...)...)
+					for _, e := range reg.Log.Entries() {
+						if e.Method == http.MethodPut {
+							t.Errorf("%s, %s: pushed %s", format, what, e.Path)
+						}
 					}
 				}
 			}

@@ -65,6 +65,8 @@ type Written struct {
 	TarSize int64
 	// TOCDigest is what readers verify the TOC by.
 	TOCDigest digest.Digest
+	// Tar is the digest of the tar.
+	Tar digest.Digest
 	// TOC is the external one, a gzip'ed tar: see [Options.ExternalTOC].
 	TOC []byte
 	// Lossy is the first entry, if there is one, that has a name, a target or an xattr's name that isn't UTF-8. The
@@ -95,13 +97,14 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err != nil {
 		return Written{}, err
 	}
+	tarSum, _ := out.Tar()
 	tocDigest, toc, err := f.finish(out, opt.ExternalTOC)
 	if err != nil {
 		return Written{}, err
 	}
 	blob, size := out.Blob()
 	diffID, tarSize := out.Tar()
-	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, TOC: toc, Lossy: out.Lossy}, nil
+	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Tar: tarSum, TOC: toc, Lossy: out.Lossy}, nil
 }
 
 // complete checks the options, and puts the defaults in.
