@@ -50,7 +50,14 @@ func (s *Scheduler) sweep(l level) bool {
 			if l == background && (!s.idle() || !s.thrifty() || !s.roomy()) || !s.space(l, f.layer.Frames[i].Size) {
 				return false
 			}
-			r := s.plan(f.batchFrom(i, l, asked, s.batch()))
+			if s.copies >= maxCopies {
+				return false
+			}
+			fl := f.batchFrom(i, l, asked, s.batch())
+			if fl.state != queued {
+				continue
+			}
+			r := s.plan(fl)
 			s.credit -= float64(r.end - r.off)
 			s.send(r)
 		}

@@ -49,6 +49,9 @@ type LayerOptions struct {
 	// does, with a path of the file that it waits for. It returns what is called when the wait is over, if
 	// that isn't nil. Called concurrently.
 	Slow func(file string, waited time.Duration) (over func())
+	// Copied, if not nil, is told of the compressed bytes that needn't be fetched, as other chunks have the same digests. It must not block, and
+	// must not call the Filler or its Scheduler.
+	Copied func(int64)
 	// Missed, if not nil, is told of every Fill that has waited, when that is over. Called concurrently.
 	Missed func(Miss)
 	// Corrupt, if not nil, is told of every frame that failed verification. It must not block, and must not call the
@@ -98,6 +101,7 @@ type Filler struct {
 	started  bitmap // first frames of files that are looked through when they're there, before they're read
 	driven   bitmap // first frames of programs that others run
 	copied   bitmap // frames of what is copied, and not run
+	shared   bitmap // chunks that another one of an open layer has the bytes of
 
 	// Guarded by Scheduler.mu.
 	closed      bool
@@ -136,6 +140,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
 		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), copied: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
 		flights: map[int]*flight{}, unswept: len(l.Frames),
+		shared: newBitmap(len(l.Chunks)),
 		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{}, args: map[uint32][]string{},
 	}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
@@ -157,7 +162,9 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
-	f.closed = s.closed
+	if f.closed = s.closed; !f.closed {
+		f.wg.Go(f.compare)
+	}
 	return f
 }
 
@@ -329,7 +336,9 @@ func (f *Filler) ask(first, end int) ([]*flight, error) {
 		} else {
 			s.raise(fl, l)
 		}
-		bytes += fl.size()
+		if !fl.local() {
+			bytes += fl.size()
+		}
 		flights = append(flights, fl)
 	}
 	if len(flights) > 0 {
@@ -362,8 +371,17 @@ func (f *Filler) Prefetch(off, n int64) {
 	s.dispatch()
 }
 
-// flight makes a flight of a frame that has none, and queues it.
+// flight makes a flight of a frame that has none. It's queued, unless the frame is elsewhere.
 func (f *Filler) flight(frame int, l level, why evidence) *flight {
+	fl := f.newFlight(frame, l, why)
+	if !f.takeLocal(fl) {
+		f.s.enqueue(fl)
+	}
+	return fl
+}
+
+// newFlight makes a flight that its caller queues.
+func (f *Filler) newFlight(frame int, l level, why evidence) *flight {
 	fl := &flight{f: f, frame: frame, level: l, done: make(chan struct{})}
 	f.flights[frame] = fl
 	if l == demand {
@@ -373,7 +391,6 @@ func (f *Filler) flight(frame int, l level, why evidence) *flight {
 		f.guesses[frame] = why
 		f.guessed[why] += fl.size()
 	}
-	f.s.enqueue(fl)
 	return fl
 }
 
@@ -385,7 +402,7 @@ const (
 // land ends a flight.
 func (f *Filler) land(fl *flight, err error) {
 	s := f.s
-	if fl.state != queued {
+	if fl.state == fetching || fl.state == decoding {
 		s.held -= fl.size()
 	}
 	if fl.level == demand {
@@ -395,6 +412,9 @@ func (f *Filler) land(fl *flight, err error) {
 	fl.state, fl.err = landed, err
 	delete(f.flights, fl.frame)
 	close(fl.done)
+	for _, other := range fl.then {
+		other.arrivedElsewhere(fl, err)
+	}
 	if err == nil {
 		f.pause = 0
 		return
@@ -438,13 +458,17 @@ func (f *Filler) Close() error {
 		s.walk = nil
 	}
 	for _, fl := range f.flights {
-		if fl.state == queued {
+		switch fl.state {
+		case awaiting:
+			s.fetchAfterAll(fl)
+		case queued:
 			if fl.in != nil {
 				fl.in.release()
 			}
 			f.land(fl, errClosedFiller)
 		}
 	}
+	s.dispatch() // what others have waited for in vain
 	s.mu.Unlock()
 	f.cancel(errClosedFiller)
 	f.wg.Wait()

@@ -25,6 +25,8 @@ const (
 	queued state = iota
 	fetching
 	decoding
+	awaiting // the flights of others that bring the same bytes
+	copying
 	landed
 )
 
@@ -37,6 +39,10 @@ type flight struct {
 	again bool     // what arrived first was corrupt
 	in    *arrival // what has arrived of it, nil before
 	req   *request // that fetches it
+
+	then    []*flight // those that wait for this one
+	awaits  []*flight // those that this one waits for
+	started bool      // that it is copied
 
 	done chan struct{} // closed when it has landed
 	err  error         // why the frame isn't in the sink, without names; set before done is closed

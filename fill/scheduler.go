@@ -59,6 +59,7 @@ type Scheduler struct {
 	outstanding int64 // bytes asked for that haven't arrived
 	held        int64 // bytes asked for that haven't been written
 	waiting     int   // flights that somebody waits for
+	copies      int   // flights that need no request
 	asked       time.Time
 	wake        *time.Timer // calls dispatch at wakeAt
 	wakeAt      time.Time
@@ -137,6 +138,14 @@ func (s *Scheduler) raise(fl *flight, l level) {
 		s.enqueue(fl)
 	case fetching:
 		fl.req.level = min(fl.req.level, l)
+	case copying:
+		if !fl.started {
+			s.copy(fl)
+		}
+	case awaiting:
+		for _, other := range fl.awaits {
+			s.raise(other, l)
+		}
 	}
 }
 
@@ -241,7 +250,7 @@ func (s *Scheduler) plan(fl *flight) *request {
 				return r // which ends with what it has so far
 			}
 			r.end = f.layer.Frames[between].End()
-			r.flights = append(r.flights, f.flight(between, fl.level, near))
+			r.flights = append(r.flights, f.newFlight(between, fl.level, near))
 		}
 		r.flights = append(r.flights, nf)
 		r.end, last = fr.End(), next

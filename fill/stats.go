@@ -9,8 +9,8 @@ import (
 type Stats struct {
 	// Hits are calls of Fill that found everything present, Misses those that had to wait.
 	Hits, Misses int64
-	// Fetched are the compressed bytes received, Written the bytes of verified chunks put into the sink.
-	Fetched, Written int64
+	// Fetched are the compressed bytes received, Copied those that needn't be, as other chunks have the same digests, and Written the bytes of verified chunks put into the sink.
+	Fetched, Copied, Written int64
 	// Guessed are the compressed bytes that nobody has asked for so far, of those that a miss was widened by.
 	Guessed int64
 	// Requests are the ranges asked for.
@@ -31,7 +31,7 @@ type Stats struct {
 
 // counters are what Stats are read from.
 type counters struct {
-	hits, misses, fetched, served, requests, waited, errors, corrupt, retries atomic.Int64
+	hits, misses, fetched, copied, served, requests, waited, errors, corrupt, retries atomic.Int64
 
 	source atomic.Pointer[string]
 }
@@ -40,7 +40,7 @@ type counters struct {
 func (f *Filler) Stats() Stats {
 	c := &f.count
 	s := Stats{
-		Hits: c.hits.Load(), Misses: c.misses.Load(), Fetched: c.fetched.Load(), Written: c.served.Load(),
+		Hits: c.hits.Load(), Misses: c.misses.Load(), Fetched: c.fetched.Load(), Copied: c.copied.Load(), Written: c.served.Load(),
 		Requests: c.requests.Load(), Waited: time.Duration(c.waited.Load()), Errors: c.errors.Load(),
 		Corrupt: c.corrupt.Load(), Retries: c.retries.Load(),
 		Chunks: int64(len(f.layer.Chunks)),
@@ -59,7 +59,9 @@ func (f *Filler) Stats() Stats {
 		s.Guessed += n
 	}
 	for _, fl := range f.flights {
-		s.Queue += fl.size()
+		if !fl.local() {
+			s.Queue += fl.size()
+		}
 	}
 	return s
 }
@@ -93,7 +95,9 @@ func (s *Scheduler) Queue() Queue {
 	var q Queue
 	for _, f := range s.fillers {
 		for _, fl := range f.flights {
-			bytes[fl.level] += fl.size()
+			if !fl.local() {
+				bytes[fl.level] += fl.size()
+			}
 		}
 		if s.opt.Background && f.used > 0 {
 			q.Unswept += int64(f.unswept)

@@ -20,13 +20,13 @@ import (
 // memory. What is in memory of it is up to the kernel, which can take it back. Nothing of the mapping leaves a method: it is
 // unmapped when the packed is garbage.
 //
-// The file has, one behind the other, digests, inodes, entries, files and strings; numbers are little endian. The format is between Pack and
+// The file has, one behind the other, digests, inodes, entries, files, the order of digests (digests.go) and strings; numbers are little endian. The format is between Pack and
 // these methods.
 type packed struct {
-	b                             []byte
-	numInodes, numFiles           int
-	inodes, entries, files, names int64 // where they begin
-	acls                          bool
+	b                                   []byte
+	numInodes, numFiles                 int
+	inodes, entries, files, sums, names int64 // where they begin
+	acls                                bool
 }
 
 const (
@@ -65,7 +65,8 @@ func (l *Layer) Pack(f *os.File) (*Layer, error) {
 	p.numFiles = len(files)
 	p.entries = p.inodes + int64(p.numInodes)*inodeSize
 	p.files = p.entries + int64(numEntries)*entrySize
-	p.names = p.files + int64(p.numFiles)*fileSize
+	p.sums = p.files + int64(p.numFiles)*fileSize
+	p.names = p.sums + int64(len(l.Digests))*sumSize
 	size += p.names
 	if size > math.MaxUint32 || len(l.Inodes) == 0 {
 		return l, nil
@@ -79,6 +80,7 @@ func (l *Layer) Pack(f *os.File) (*Layer, error) {
 	for _, i := range files {
 		_, _ = w.Write(le.AppendUint32(w.AvailableBuffer(), i))
 	}
+	writeSums(w, l)
 	for _, in := range l.All() {
 		writeStrings(w, in)
 	}

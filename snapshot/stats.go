@@ -42,6 +42,8 @@ type Totals struct {
 	// answered by us.
 	Fetched int64 `json:"fetched"`
 	Served  int64 `json:"served"`
+	// Copied are the compressed bytes that needn't be fetched, as a lazy layer that is open had the chunks already.
+	Copied int64 `json:"copied"`
 	// Misses are the reads that had to wait, Errors those that failed.
 	Misses int64 `json:"misses"`
 	Errors int64 `json:"errors"`
@@ -63,8 +65,10 @@ type LayerStats struct {
 	Filled int64 `json:"filled"`
 	Total  int64 `json:"total"`
 	Size   int64 `json:"size,omitempty"`
-	// Fetched are the bytes received for this layer, Served those of reads that were answered.
+	// Fetched are the bytes received for this layer, Copied those that needn't be fetched, as it or another one had the chunks already, Served
+	// those of reads that were answered.
 	Fetched int64 `json:"fetched"`
+	Copied  int64 `json:"copied"`
 	Served  int64 `json:"served"`
 	// Hits are the reads that came to us and found everything there, Misses those that had to wait, WaitSeconds for
 	// how long in total; Errors failed.
@@ -84,7 +88,7 @@ type LayerStats struct {
 
 // totals are what Totals are read from.
 type totals struct {
-	fetched, served, misses, errors, retries, corrupt atomic.Int64
+	fetched, copied, served, misses, errors, retries, corrupt atomic.Int64
 }
 
 // counts are what a layer's Stats are read from that its Filler doesn't count.
@@ -124,7 +128,7 @@ func (e *engine) stats() Stats {
 func (e *engine) summary() (Summary, []*served) {
 	t := &e.totals
 	sum := Summary{Door: e.opt.Door, Queue: e.sched.Queue(), Totals: Totals{
-		Fetched: t.fetched.Load(), Served: t.served.Load(), Misses: t.misses.Load(), Errors: t.errors.Load(),
+		Fetched: t.fetched.Load(), Copied: t.copied.Load(), Served: t.served.Load(), Misses: t.misses.Load(), Errors: t.errors.Load(),
 		Retries: t.retries.Load(), Corrupt: t.corrupt.Load(),
 	}}
 	rate, rtt := e.sched.Link()
@@ -160,6 +164,6 @@ func (s *served) stats() LayerStats {
 	f := s.filler.Stats()
 	l.Open, l.Filled, l.Total = true, s.held.Filled(), c.total
 	l.Hits, l.Misses, l.WaitSeconds, l.Errors = f.Hits, f.Misses, f.Waited.Seconds(), f.Errors
-	l.Requests, l.Corrupt = f.Requests, f.Corrupt
+	l.Requests, l.Corrupt, l.Copied = f.Requests, f.Corrupt, f.Copied
 	return l
 }

@@ -147,6 +147,7 @@ func (s *served) watchFill(model *layer.Layer) fill.LayerOptions {
 				e.opt.Watch.Missed(s.key.Blob, m)
 			}
 		},
+		Copied:  func(n int64) { e.totals.copied.Add(n) },
 		Corrupt: func() { e.totals.corrupt.Add(1) },
 	}
 }

@@ -54,6 +54,7 @@ func registerMetrics(meter metric.Meter, summary func() snapshot.Summary) (unreg
 		return g
 	}
 	fetched := counter("fetched", "By", "Bytes received from registries for lazy layers, tables of contents included.")
+	copied := counter("copied", "By", "Compressed bytes of lazy layers that were not fetched, as chunks with the same digests were there.")
 	served := counter("served", "By", "Bytes of lazy layers that reads asked the daemon for and got. Reads that the kernel answers are not among them.")
 	misses := counter("demand_misses", "", "Reads of lazy layers that waited for bytes to arrive.")
 	failures := counter("read_errors", "", "Reads of lazy layers that failed.")
@@ -74,6 +75,7 @@ func registerMetrics(meter metric.Meter, summary func() snapshot.Summary) (unreg
 			return nil
 		}
 		o.ObserveInt64(fetched, st.Totals.Fetched)
+		o.ObserveInt64(copied, st.Totals.Copied)
 		o.ObserveInt64(served, st.Totals.Served)
 		o.ObserveInt64(misses, st.Totals.Misses)
 		o.ObserveInt64(failures, st.Totals.Errors)

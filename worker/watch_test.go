@@ -146,12 +146,15 @@ func TestMetrics(t *testing.T) {
 	sum = snapshot.Summary{
 		Door:   "erofs",
 		Queue:  fill.Queue{Demand: 1, Ahead: 2, Profiled: 3, Background: 4, Unswept: 5},
-		Totals: snapshot.Totals{Mounted: 6, Fetched: 7, Served: 8, Misses: 9, Errors: 10, Retries: 11, Corrupt: 12},
+		Totals: snapshot.Totals{Mounted: 6, Fetched: 7, Copied: 13, Served: 8, Misses: 9, Errors: 10, Retries: 11, Corrupt: 12},
 	}
 	want := `
 # HELP buildkitd_lazy_background_queue_frames Frames of lazy layers that background fetching has not come to yet.
 # TYPE buildkitd_lazy_background_queue_frames gauge
 buildkitd_lazy_background_queue_frames 5
+# HELP buildkitd_lazy_copied_bytes_total Compressed bytes of lazy layers that were not fetched, as chunks with the same digests were there.
+# TYPE buildkitd_lazy_copied_bytes_total counter
+buildkitd_lazy_copied_bytes_total 13
 # HELP buildkitd_lazy_demand_misses_total Reads of lazy layers that waited for bytes to arrive.
 # TYPE buildkitd_lazy_demand_misses_total counter
 buildkitd_lazy_demand_misses_total 9

@@ -57,6 +57,7 @@ func writeLazy(to io.Writer, st snapshot.Stats) error {
 	fmt.Fprintf(w, "door\t%s\n", st.Door)
 	fmt.Fprintf(w, "layers\t%d mounted\n", t.Mounted)
 	fmt.Fprintf(w, "fetched\t%s\n", bytesOf(t.Fetched))
+	fmt.Fprintf(w, "copied\t%s not fetched, as other chunks had the same digests\n", bytesOf(t.Copied))
 	fmt.Fprintf(w, "served\t%s, but for what the kernel answered by itself\n", bytesOf(t.Served))
 	fmt.Fprintf(w, "reads\t%d waited, %d failed\n", t.Misses, t.Errors)
 	fmt.Fprintf(w, "retries\t%d\n", t.Retries)
@@ -68,7 +69,7 @@ func writeLazy(to io.Writer, st snapshot.Stats) error {
 	if err := w.Flush(); err != nil || len(st.Layers) == 0 {
 		return err
 	}
-	fmt.Fprintln(w, "\nLAYER\tDOOR\tFILLED\tOF\tFETCHED\tHITS\tMISSES\tWAITED\tERRORS\tRETRIES\tCORRUPT\tSOURCE\tREPOSITORY")
+	fmt.Fprintln(w, "\nLAYER\tDOOR\tFILLED\tOF\tFETCHED\tCOPIED\tHITS\tMISSES\tWAITED\tERRORS\tRETRIES\tCORRUPT\tSOURCE\tREPOSITORY")
 	for _, l := range st.Layers {
 		filled, total := bytesOf(l.Filled), bytesOf(l.Total)
 		switch {
@@ -81,8 +82,8 @@ func writeLazy(to io.Writer, st snapshot.Stats) error {
 		if source == "" {
 			source = "-"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%d\t%d\t%d\t%s\t%s\n", l.Digest, st.Door, filled, total, bytesOf(l.Fetched),
-			l.Hits, l.Misses, seconds(l.WaitSeconds), l.Errors, l.Retries, l.Corrupt, source, l.Repository)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%d\t%d\t%d\t%s\t%s\n", l.Digest, st.Door, filled, total, bytesOf(l.Fetched),
+			bytesOf(l.Copied), l.Hits, l.Misses, seconds(l.WaitSeconds), l.Errors, l.Retries, l.Corrupt, source, l.Repository)
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -23,12 +23,12 @@ func TestDebugLazy(t *testing.T) {
 	st := snapshot.Stats{
 		Summary: snapshot.Summary{
 			Door: "erofs", Queue: fill.Queue{Ahead: 1500},
-			Totals: snapshot.Totals{Mounted: 2, Fetched: 1_900_000, Misses: 7, Retries: 3},
+			Totals: snapshot.Totals{Mounted: 2, Fetched: 1_900_000, Copied: 250_000, Misses: 7, Retries: 3},
 		},
 		Layers: []snapshot.LayerStats{
 			{
 				Digest: dgst, Repository: "registry.example/team/image", Source: "mirror.example", Open: true, Filled: 2_500_000, Total: 620_000_000,
-				Fetched: 1_900_000, Hits: 4, Misses: 7, WaitSeconds: 1.25, Retries: 3, Trouble: "mirror.example answered 503", TroubleSeconds: 61,
+				Fetched: 1_900_000, Copied: 250_000, Hits: 4, Misses: 7, WaitSeconds: 1.25, Retries: 3, Trouble: "mirror.example answered 503", TroubleSeconds: 61,
 			},
 			{Digest: dgst, Open: true, Filled: 10, Total: 10},
 			{Digest: dgst},
@@ -60,6 +60,7 @@ func TestDebugLazy(t *testing.T) {
 			const want = `door     erofs
 layers   2 mounted
 fetched  1.9 MB
+copied   250 kB not fetched, as other chunks had the same digests
 served   0 B, but for what the kernel answered by itself
 reads    7 waited, 0 failed
 retries  3
@@ -67,10 +68,10 @@ corrupt  0
 link     0 B/s, 0s to the first byte
 queue    0 B waited for, 1.5 kB ahead, 0 B of profiles, 0 B in the background, 0 frames not looked at
 
-LAYER  DOOR   FILLED    OF      FETCHED  HITS  MISSES  WAITED  ERRORS  RETRIES  CORRUPT  SOURCE          REPOSITORY
-DIGEST  erofs  2.5 MB    620 MB  1.9 MB   4     7       1.25s   0       3        0        mirror.example  registry.example/team/image
-DIGEST  erofs  complete  10 B    0 B      0     0       0s      0       0        0        -               
-DIGEST  erofs  opening   -       0 B      0     0       0s      0       0        0        -               
+LAYER  DOOR   FILLED    OF      FETCHED  COPIED  HITS  MISSES  WAITED  ERRORS  RETRIES  CORRUPT  SOURCE          REPOSITORY
+DIGEST  erofs  2.5 MB    620 MB  1.9 MB   250 kB  4     7       1.25s   0       3        0        mirror.example  registry.example/team/image
+DIGEST  erofs  complete  10 B    0 B      0 B     0     0       0s      0       0        0        -               
+DIGEST  erofs  opening   -       0 B      0 B     0     0       0s      0       0        0        -               
 
 last trouble of DIGEST, 1m1s ago: mirror.example answered 503
 `
