@@ -41,6 +41,8 @@ type content struct {
 	file  *os.File // nil when closed
 	clean bool     // there is a map, and data is as it says
 
+	inMemory atomic.Int64 // bytes that were written since they were last written back
+
 	settled atomic.Int64 // changes that the last map knows of
 	mapped  atomic.Bool  // there has been one
 
@@ -224,6 +226,7 @@ func (c *content) write(v layer.Verified) error {
 		return c.wrap("write", i, err)
 	}
 	c.arrived(i)
+	c.wrote(chunk.Size)
 	return nil
 }
 

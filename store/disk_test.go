@@ -25,10 +25,16 @@ func needRoot(t *testing.T) {
 // mountSmall mounts a filesystem of 16 MiB.
 func mountSmall(t *testing.T, fstype string) (dir string) {
 	t.Helper()
+	return mountNew(t, fstype, 16<<20)
+}
+
+// mountNew mounts a filesystem of a size.
+func mountNew(t *testing.T, fstype string, size int64) (dir string) {
+	t.Helper()
 	needRoot(t)
 	dir = t.TempDir()
 	if fstype == "tmpfs" {
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprint("size=", size)); err != nil {
 			t.Fatal(err)
 		}
 	} else {
@@ -36,7 +42,7 @@ func mountSmall(t *testing.T, fstype string) (dir string) {
 		if err := os.WriteFile(image, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Truncate(image, 16<<20); err != nil {
+		if err := os.Truncate(image, size); err != nil {
 			t.Fatal(err)
 		}
 		for _, cmd := range [][]string{{"mkfs." + fstype, "-q", image}, {"mount", "-o", "loop", image, dir}} {

@@ -48,6 +48,9 @@
 //     and its digest is right ([Layer.Verify]); bytes that prove wrong, such as zeros for what the machine had not
 //     written when power failed, are punched out, and the chunk is missing. Nothing that proves right is fetched again.
 //
+// Data is written back while more of it arrives, every 8 MB of a layer, so that little is left to be written by whoever syncs the filesystem, as
+// the end of every step does.
+//
 // The map is written when a layer has been quiet for [Options].Quiet, when nobody holds it any more, and by
 // [Store.Close]. So a SIGKILL costs a second reading of those layers that were being filled, and of no other. What
 // isn't found out is a disk that returns other bytes than were written to it without the file's times changing: that

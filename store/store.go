@@ -61,6 +61,8 @@ type Store struct {
 	layers map[Key]*Layer // all that are on disk
 	closed bool
 
+	writeBack chan *content
+
 	slack atomic.Int64 // bytes that may arrive before the size has to be looked at
 	look  chan struct{}
 	stop  chan struct{}
@@ -82,12 +84,13 @@ func Open(root string, opt Options) (*Store, error) {
 	}
 	s := &Store{
 		root: root, opt: opt, layers: map[Key]*Layer{},
-		look: make(chan struct{}, 1), stop: make(chan struct{}), identify: identify, sync: (*os.File).Sync,
+		writeBack: make(chan *content, writeBacks), look: make(chan struct{}, 1), stop: make(chan struct{}), identify: identify, sync: (*os.File).Sync,
 	}
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
 	s.kept.Go(s.keep)
+	s.kept.Go(s.keepWritingBack)
 	s.lookNow()
 	return s, nil
 }
