@@ -65,10 +65,17 @@ func (s *slowRounds) until(end time.Time) []asked {
 
 // TestFourRoundTripsToTheFirstRUN counts the requests that wait for each other between FROM and the moment when all layers of the
 // base image are mounted: those of the manifest, the configuration and, all at once, the layers' tables of contents.
-func TestFourRoundTripsToTheFirstRUN(t *testing.T) { eachDoor(t, testFourRoundTripsToTheFirstRUN) }
+func TestFourRoundTripsToTheFirstRUN(t *testing.T) {
+	eachDoor(t, func(t *testing.T) { countRoundTrips(t, registry.Options{}, 4) })
+}
 
-func testFourRoundTripsToTheFirstRUN(t *testing.T) {
-	const layers, most = 6, 4
+// TestRoundTripsWithATokenToTheFirstRUN is the same with a registry that wants a token.
+func TestRoundTripsWithATokenToTheFirstRUN(t *testing.T) {
+	countRoundTrips(t, registry.Options{Auth: registry.Token, Username: "ada", Password: "lovelace, 1815"}, 6)
+}
+
+func countRoundTrips(t *testing.T, opt registry.Options, most int) {
+	const layers = 6
 	rounds := &slowRounds{delay: time.Second}
 	dir := t.TempDir()
 	var more []baseimage.Layer
@@ -83,9 +90,14 @@ func testFourRoundTripsToTheFirstRUN(t *testing.T) {
 	if n := len(layerDigests(t, img)); n != layers {
 		t.Fatalf("the image has %d layers, want %d", n, layers)
 	}
-	reg := startRegistry(t, registry.Options{Dir: dir, Front: rounds.front})
+	opt.Dir, opt.Front = dir, rounds.front
+	reg := startRegistry(t, opt)
+	config := t.TempDir()
+	if err := reg.DockerConfig(config); err != nil {
+		t.Fatal(err)
+	}
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
-	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("six:estargz") + "\nRUN cat /opt/3/7 | wc -c\n"})
+	res := build(t, d, client.Solve{Env: []string{"DOCKER_CONFIG=" + config}, Dockerfile: "FROM " + reg.Ref("six:estargz") + "\nRUN cat /opt/3/7 | wc -c\n"})
 
 	from := res.Vertex("[1/2] FROM")
 	if from == nil {
@@ -113,9 +125,7 @@ func testFourRoundTripsToTheFirstRUN(t *testing.T) {
 		t.Errorf("%d round trips until the layers were mounted, want at most %d", trips, most)
 	}
 	t.Logf("%d round trips", trips)
-	if t.Failed() {
-		for _, a := range requests {
-			t.Logf("round trip %d, %v to %v before: %s", a.after+1, mounted.Sub(a.start), mounted.Sub(a.end), a.what)
-		}
+	for _, a := range requests {
+		t.Logf("round trip %d, %v to %v before: %s", a.after+1, mounted.Sub(a.start), mounted.Sub(a.end), a.what)
 	}
 }
