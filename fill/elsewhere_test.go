@@ -242,3 +242,28 @@ func TestBackgroundWorkCopies(t *testing.T) {
 		}
 	})
 }
+
+// What needn't be fetched and is small doesn't make a request end.
+func TestRequestsGoOnBehindWhatIsElsewhere(t *testing.T) {
+	var some, all []entry
+	for i := range 200 {
+		e := text(fmt.Sprintf("usr/share/%03d", i), 1000)
+		if all = append(all, e); i%5 == 2 {
+			some = append(some, e)
+		}
+	}
+	one, two := treeOf(t, some...), treeOf(t, all...)
+	synctest.Test(t, func(t *testing.T) {
+		labs := openPacked(t, dsl(), SchedulerOptions{}, one, two)
+		defer labs[0].s.Close()
+		synctest.Wait()
+		labs[0].read(t, 0, one.DataSize)
+		b := labs[1]
+		b.Prefetch(0, two.DataSize)
+		b.read(t, 0, two.DataSize)
+		b.sink.once(t)
+		if st := b.Stats(); st.Requests > 8 || st.Copied == 0 || st.Missing > 0 {
+			t.Errorf("%+v, want at most 8 requests for 200 kB", st)
+		}
+	})
+}

@@ -42,6 +42,8 @@ const (
 	// minRequest and maxRequest bound a request for several frames, in bytes.
 	minRequest = 64 << 10
 	maxRequest = 4 << 20
+	// maxVain is the number of bytes in a row that are rather fetched in vain than a request made for what is behind them.
+	maxVain = 8 << 10
 )
 
 // Scheduler decides what all layers of a daemon fetch next. Make it with [NewScheduler].
@@ -233,6 +235,7 @@ func (s *Scheduler) plan(fl *flight) *request {
 	}
 	batch := s.batch()
 	last := fl.frame // of the request
+	var vain int64   // bytes behind it that nobody wants
 	for next := last + 1; !fl.again && next < len(f.layer.Frames); next++ {
 		fr := &f.layer.Frames[next]
 		if fr.End()-r.off > batch || fr.Offset-r.end > s.gap() {
@@ -240,12 +243,20 @@ func (s *Scheduler) plan(fl *flight) *request {
 		}
 		nf := f.flights[next]
 		switch {
-		case nf == nil && !f.there(next):
+		case nf == nil && f.there(next) || nf != nil && nf.local():
+			if vain += fr.Size; vain > maxVain {
+				return r
+			}
+			continue
+		case nf == nil:
 			continue // a gap, if something is wanted behind it
-		case nf == nil || nf.state != queued || nf.again || nf.in != nil || nf.level > max(fl.level, profiled):
+		case nf.state != queued || nf.again || nf.in != nil || nf.level > max(fl.level, profiled):
 			return r
 		}
 		for between := last + 1; between < next; between++ {
+			if f.flights[between] != nil || f.there(between) {
+				continue // it's received and dropped
+			}
 			if !f.afford(f.layer.Frames[between].Size, near) {
 				return r // which ends with what it has so far
 			}
@@ -253,7 +264,7 @@ func (s *Scheduler) plan(fl *flight) *request {
 			r.flights = append(r.flights, f.newFlight(between, fl.level, near))
 		}
 		r.flights = append(r.flights, nf)
-		r.end, last = fr.End(), next
+		r.end, last, vain = fr.End(), next, 0
 	}
 	return r
 }
