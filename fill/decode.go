@@ -144,6 +144,8 @@ func (f *Filler) write(c int, r io.Reader) error {
 	v, err := f.layer.ReadChunk(c, r, buf)
 	if _, ok := errors.AsType[*layer.DigestError](err); ok {
 		return &corrupt{c, err}
+	} else if errors.Is(err, layer.ErrUnreadable) {
+		return err // nobody has sent anything wrong
 	} else if err != nil {
 		return &corrupt{c, fmt.Errorf("decompress: %w", err)}
 	}

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 func TestCorruptOnceIsFetchedAgain(t *testing.T) {
@@ -207,6 +211,36 @@ func TestWhatIsInDoubtIsVerifiedRatherThanFetched(t *testing.T) {
 		}
 		if !sink.Have(7) {
 			t.Error("what was wrong is still missing")
+		}
+	})
+}
+
+// A layer whose tree the disk doesn't give back any more can't be verified: that's nobody's corruption, and isn't fetched again.
+func TestUnreadableTreeIsAnErrorThatSaysSo(t *testing.T) {
+	im := imageOf(t, 256<<10, many(200, 1000)...)
+	tree, err := os.Create(filepath.Join(t.TempDir(), "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	packed, err := im.Pack(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Truncate(0); err != nil { // as if the disk had failed
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newLab(t, dsl(), im, SchedulerOptions{})
+		defer b.s.Close()
+		f := b.s.Open(im.Layer, b.from, b.sink, LayerOptions{Packed: packed})
+		defer f.Close()
+		err := f.Fill(t.Context(), 0, 1)
+		if _, corrupt := errors.AsType[*CorruptError](err); corrupt || !errors.Is(err, layer.ErrUnreadable) {
+			t.Errorf("error %v", err)
+		}
+		if st := f.Stats(); st.Corrupt != 0 || st.Retries != 0 {
+			t.Errorf("%+v", st)
 		}
 	})
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"iter"
-	"runtime"
 	"slices"
 	"sort"
 )
@@ -59,17 +58,18 @@ func (l *Layer) WithDigest(sum [sha256.Size]byte) iter.Seq[int] {
 		if p == nil {
 			return
 		}
-		defer runtime.KeepAlive(p)
 		begins := beginning(&sum)
-		k := sort.Search(len(l.Chunks), func(k int) bool {
-			b, c := p.ordered(k)
-			return b > begins || b == begins && bytes.Compare(p.sum(c), sum[:]) >= 0
-		})
-		for ; k < len(l.Chunks); k++ {
-			if b, c := p.ordered(k); b != begins || !bytes.Equal(p.sum(c), sum[:]) || !yield(c) {
-				return
+		p.reading(func() {
+			k := sort.Search(len(l.Chunks), func(k int) bool {
+				b, c := p.ordered(k)
+				return b > begins || b == begins && bytes.Compare(p.sum(c), sum[:]) >= 0
+			})
+			for ; k < len(l.Chunks); k++ {
+				if b, c := p.ordered(k); b != begins || !bytes.Equal(p.sum(c), sum[:]) || !yield(c) {
+					return
+				}
 			}
-		}
+		})
 	}
 }
 
@@ -80,8 +80,11 @@ func (l *Layer) Shared(o *Layer, mine, theirs func(chunk int)) {
 	if p == nil || q == nil {
 		return
 	}
-	defer runtime.KeepAlive(p)
-	defer runtime.KeepAlive(q)
+	p.reading(func() { q.reading(func() { l.shared(o, mine, theirs) }) })
+}
+
+func (l *Layer) shared(o *Layer, mine, theirs func(chunk int)) {
+	p, q := l.packed, o.packed
 	if l == o {
 		same := func(k int) bool { return k > 0 && k < len(l.Chunks) && p.compareAt(k-1, p, k) == 0 }
 		for k := range l.Chunks {

@@ -312,8 +312,7 @@ func (l *Layer) All() iter.Seq2[uint32, *Inode] {
 				in = &l.Inodes[i]
 			} else {
 				*in = l.packed.inode(i)
-				_, n := l.packed.span(i)
-				for k := range n {
+				for k := range l.packed.count(i) {
 					e, _ := l.packed.entryOf(i, k)
 					in.Entries = append(in.Entries, e)
 				}

@@ -5,20 +5,24 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"strings"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // A packed is what of a layer is looked at now and then, the tree and the digests, as it stands in a file that is mapped into
 // memory. What is in memory of it is up to the kernel, which can take it back. Nothing of the mapping leaves a method: it is
-// unmapped when the packed is garbage.
+// unmapped when the packed is garbage. Each method reads it in a call of reading, as the disk may not give back what the kernel has taken.
 //
 // The file has, one behind the other, digests, inodes, entries, files, the order of digests (digests.go) and strings; numbers are little endian. The format is between Pack and
 // these methods.
@@ -27,6 +31,39 @@ type packed struct {
 	numInodes, numFiles                 int
 	inodes, entries, files, sums, names int64 // where they begin
 	acls                                bool
+	unreadable                          atomic.Bool
+}
+
+// ErrUnreadable is why a packed layer is of no use any more: see [Layer.Err].
+var ErrUnreadable = errors.New("the layer's tree, which is kept in a file of the state directory, can't be read any more: its disk has failed, or the file was cut short;" +
+	" once the disk is sound, restart the daemon")
+
+// Err returns ErrUnreadable when something of a packed layer's tree could not be read from the disk, since then and for ever: what methods returned that
+// met with it was without meaning, though harmless as an index. Whoever passes that on, rather than guess by it, asks afterwards.
+func (l *Layer) Err() error {
+	if l.packed != nil && l.packed.unreadable.Load() {
+		return ErrUnreadable
+	}
+	return nil
+}
+
+// reading calls read, which reads the mapping. What isn't read from the disk is a SIGBUS, by which the process would end. So it's a panic, and no more is read.
+func (p *packed) reading(read func()) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }: // see SetPanicOnFault
+			if at := r.Addr() - uintptr(unsafe.Pointer(unsafe.SliceData(p.b))); at >= uintptr(len(p.b)) {
+				panic(r)
+			}
+			p.unreadable.Store(true)
+		default:
+			panic(r)
+		}
+	}()
+	read()
+	runtime.KeepAlive(p)
 }
 
 const (
@@ -43,9 +80,7 @@ var le = binary.LittleEndian
 
 // Pack returns a layer that is equal to l and takes a fraction of its memory: all but Chunks and Frames is in f, an empty file
 // that nobody else writes to, and that may be removed and closed afterwards. Inodes and Digests of that layer are nil; its methods are for
-// both. What is too large for the file's format is returned as it is.
-//
-// Reading what the disk doesn't give back any more is a SIGBUS, as it is for all mapped files, those of BuildKit's databases among them.
+// both. What is too large for the file's format is returned as it is. Where the disk doesn't give back what is in f any more, see [Layer.Err].
 func (l *Layer) Pack(f *os.File) (*Layer, error) {
 	p := &packed{numInodes: len(l.Inodes), inodes: int64(len(l.Digests)) * sha256.Size}
 	parents, numEntries, size := make([]upward, len(l.Inodes)), 0, int64(0)
@@ -195,35 +230,35 @@ func (p *packed) writeEntries(w *bufio.Writer, l *Layer) {
 }
 
 func (p *packed) digest(chunk int) (sum [sha256.Size]byte) {
-	copy(sum[:], p.b[chunk*sha256.Size:])
-	runtime.KeepAlive(p)
+	p.reading(func() { copy(sum[:], p.b[chunk*sha256.Size:]) })
 	return sum
 }
 
 func (p *packed) record(i uint32) []byte { return p.b[p.inodes+int64(i)*inodeSize:][:inodeSize] }
 
 // inode returns an inode, without entries.
-func (p *packed) inode(i uint32) Inode {
-	r := p.record(i)
-	mode := le.Uint32(r)
-	in := Inode{
-		Mode: mode & math.MaxUint16, UID: le.Uint32(r[4:]), GID: le.Uint32(r[8:]), Nlink: le.Uint32(r[12:]),
-		Size: int64(le.Uint64(r[16:])), Mtime: int64(le.Uint64(r[24:])), MtimeNsec: le.Uint32(r[32:]),
-		Implied: mode&flagImplied != 0, Opaque: mode&flagOpaque != 0,
-	}
-	a, b, c := le.Uint64(r[40:]), le.Uint32(r[48:]), le.Uint32(r[52:])
-	switch in.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		in.Data, in.FirstChunk, in.NumChunks = int64(a), b, c
-	case unix.S_IFLNK:
-		in.Target = string(p.b[a:][:b])
-	case unix.S_IFCHR, unix.S_IFBLK:
-		in.Major, in.Minor = b, c
-	}
-	if at := le.Uint32(r[36:]); at != 0 {
-		in.Xattrs = p.xattrs(p.b[at:])
-	}
-	runtime.KeepAlive(p)
+func (p *packed) inode(i uint32) (in Inode) {
+	p.reading(func() {
+		r := p.record(i)
+		mode := le.Uint32(r)
+		in = Inode{
+			Mode: mode & math.MaxUint16, UID: le.Uint32(r[4:]), GID: le.Uint32(r[8:]), Nlink: le.Uint32(r[12:]),
+			Size: int64(le.Uint64(r[16:])), Mtime: int64(le.Uint64(r[24:])), MtimeNsec: le.Uint32(r[32:]),
+			Implied: mode&flagImplied != 0, Opaque: mode&flagOpaque != 0,
+		}
+		a, b, c := le.Uint64(r[40:]), le.Uint32(r[48:]), le.Uint32(r[52:])
+		switch in.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			in.Data, in.FirstChunk, in.NumChunks = int64(a), b, c
+		case unix.S_IFLNK:
+			in.Target = string(p.b[a:][:b])
+		case unix.S_IFCHR, unix.S_IFBLK:
+			in.Major, in.Minor = b, c
+		}
+		if at := le.Uint32(r[36:]); at != 0 {
+			in.Xattrs = p.xattrs(p.b[at:])
+		}
+	})
 	return in
 }
 
@@ -237,6 +272,12 @@ func (p *packed) xattrs(b []byte) []Xattr {
 		b = b[name+value:]
 	}
 	return xs
+}
+
+// count returns how many entries a directory has, 0 for what is none.
+func (p *packed) count(dir uint32) (n int) {
+	p.reading(func() { _, n = p.span(dir) })
+	return n
 }
 
 // span returns the entries of a directory, from first on; n is 0 for what is none.
@@ -256,41 +297,44 @@ func (p *packed) entry(i int) (inode uint32, name []byte) {
 }
 
 func (p *packed) entryOf(dir uint32, n int) (e Entry, ok bool) {
-	first, count := p.span(dir)
-	if n < 0 || n >= count {
-		return Entry{}, false
-	}
-	inode, name := p.entry(first + n)
-	e = Entry{string(name), inode}
-	runtime.KeepAlive(p)
-	return e, true
+	p.reading(func() {
+		first, count := p.span(dir)
+		if n < 0 || n >= count {
+			return
+		}
+		inode, name := p.entry(first + n)
+		e, ok = Entry{string(name), inode}, true
+	})
+	return e, ok
 }
 
 func (p *packed) child(dir uint32, name string) (inode uint32, ok bool) {
-	first, n := p.span(dir)
-	k := sort.Search(n, func(k int) bool {
-		_, at := p.entry(first + k)
-		return string(at) >= name
-	})
-	if k < n {
-		var at []byte
-		if inode, at = p.entry(first + k); string(at) == name {
-			ok = true
+	p.reading(func() {
+		first, n := p.span(dir)
+		k := sort.Search(n, func(k int) bool {
+			_, at := p.entry(first + k)
+			return string(at) >= name
+		})
+		if k < n {
+			var at []byte
+			if inode, at = p.entry(first + k); string(at) == name {
+				ok = true
+			}
 		}
-	}
-	runtime.KeepAlive(p)
+	})
 	return inode, ok
 }
 
 // up returns a directory that an inode is in, and the name that it has there. The root is in itself.
 func (p *packed) up(i uint32) (dir uint32, name string) {
-	r := p.record(i)
-	dir = le.Uint32(r[56:])
-	if i != Root {
-		_, b := p.entry(int(le.Uint32(r[60:])))
-		name = string(b)
-	}
-	runtime.KeepAlive(p)
+	p.reading(func() {
+		r := p.record(i)
+		if i != Root {
+			_, b := p.entry(int(le.Uint32(r[60:])))
+			name = string(b)
+		}
+		dir = le.Uint32(r[56:])
+	})
 	return dir, name
 }
 
@@ -312,15 +356,16 @@ func (p *packed) fileAt(chunk int) (inode uint32, ok bool) {
 		r := p.record(inode)
 		return inode, le.Uint32(r[48:]), le.Uint32(r[52:])
 	}
-	k := sort.Search(p.numFiles, func(k int) bool {
-		_, first, _ := file(k)
-		return int(first) > chunk
-	}) - 1
-	if k >= 0 {
-		var first, n uint32
-		inode, first, n = file(k)
-		ok = uint32(chunk)-first < n
-	}
-	runtime.KeepAlive(p)
+	p.reading(func() {
+		k := sort.Search(p.numFiles, func(k int) bool {
+			_, first, _ := file(k)
+			return int(first) > chunk
+		}) - 1
+		if k >= 0 {
+			var first, n uint32
+			inode, first, n = file(k)
+			ok = uint32(chunk)-first < n
+		}
+	})
 	return inode, ok
 }

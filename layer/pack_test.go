@@ -1,10 +1,14 @@
 package layer_test
 
 import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -123,4 +127,99 @@ func TestPack(t *testing.T) {
 			samePacked(t, l)
 		})
 	}
+}
+
+// A tree that the disk doesn't give back any more ends neither the process nor anything else: what is asked is answered with nothing, and Err says so.
+func TestUnreadableTree(t *testing.T) {
+	b := layer.NewBuilder(layer.BuilderOptions{})
+	for i := range 1000 {
+		name := fmt.Sprint("directory/with a file", i)
+		if err := b.Add(name, layer.Inode{Mode: unix.S_IFREG | 0o644, Size: 1, Xattrs: []layer.Xattr{{Name: "user.x", Value: []byte("y")}}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(b.Frame(int64(i)), b.Chunk(0, 1, 0, sha256.Sum256([]byte{'x'}))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := b.Build(1000, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sound := pack(t, l)
+	for name, use := range map[string]func(p *layer.Layer){
+		"Inode":  func(p *layer.Layer) { p.Inode(uint32(p.NumInodes() - 1)) },
+		"Digest": func(p *layer.Layer) { p.Digest(999) },
+		"Child":  func(p *layer.Layer) { p.Child(1, "with a file999") },
+		"Entry":  func(p *layer.Layer) { p.Entry(1, 999) },
+		"Parent": func(p *layer.Layer) { p.Parent(uint32(p.NumInodes() - 1)) },
+		"NameIn": func(p *layer.Layer) { p.NameIn(1, uint32(p.NumInodes()-1)) },
+		"Path":   func(p *layer.Layer) { p.Path(uint32(p.NumInodes() - 1)) },
+		"FileAt": func(p *layer.Layer) { p.FileAt(999) },
+		"Lookup": func(p *layer.Layer) { _, _ = p.Lookup("directory/with a file999") },
+		"All": func(p *layer.Layer) {
+			for range p.All() {
+			}
+		},
+		"WithDigest": func(p *layer.Layer) {
+			for range p.WithDigest(sha256.Sum256([]byte{'x'})) {
+			}
+		},
+		"Shared with itself": func(p *layer.Layer) { p.Shared(p, func(int) {}, func(int) {}) },
+		"Shared":             func(p *layer.Layer) { p.Shared(sound, func(int) {}, func(int) {}) },
+		"Shared of another":  func(p *layer.Layer) { sound.Shared(p, func(int) {}, func(int) {}) },
+		"ReadChunk": func(p *layer.Layer) {
+			if _, err := p.ReadChunk(999, strings.NewReader("x"), make([]byte, 1)); !errors.Is(err, layer.ErrUnreadable) {
+				t.Errorf("a chunk is read: %v", err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := f.Truncate(0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Seek(0, 0); err != nil {
+				t.Fatal(err)
+			}
+			p, err := l.Pack(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.ReadChunk(999, strings.NewReader("x"), make([]byte, 1)); err != nil || p.Err() != nil {
+				t.Fatal(err, p.Err())
+			}
+			if err := f.Truncate(0); err != nil { // to the process that's the same as a disk that has failed: SIGBUS
+				t.Fatal(err)
+			}
+			use(p)
+			if !errors.Is(p.Err(), layer.ErrUnreadable) {
+				t.Errorf("Err is %v", p.Err())
+			}
+		})
+	}
+	if l.Err() != nil || sound.Err() != nil {
+		t.Error("what isn't packed is unreadable, or what is sound:", l.Err(), sound.Err())
+	}
+
+	// Who has made a mistake is told so as ever.
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Pack(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if recover() == nil || p.Err() != nil {
+			t.Error("an index out of range is taken for a fault of the disk")
+		}
+	}()
+	p.Digest(1 << 40)
 }

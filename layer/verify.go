@@ -42,7 +42,7 @@ func (e *DigestError) Error() string {
 const step = 64 << 10
 
 // ReadChunk reads a chunk from r into buf, which has room for it. If they are other bytes than the layer says, the error is a
-// *DigestError; others are those of r, or [io.ErrUnexpectedEOF].
+// *DigestError; others are those of r, [io.ErrUnexpectedEOF], or [ErrUnreadable].
 func (l *Layer) ReadChunk(chunk int, r io.Reader, buf []byte) (Verified, error) {
 	p := buf[:l.Chunks[chunk].Size]
 	h := newHasher()
@@ -76,6 +76,9 @@ func (l *Layer) CheckChunk(chunk int, r io.Reader, buf []byte) error {
 
 func (l *Layer) compare(chunk int, h *hasher) error {
 	want := l.Digest(chunk)
+	if err := l.Err(); err != nil {
+		return err
+	}
 	if h.Sum(h.sum[:0]); h.sum != want {
 		return &DigestError{chunk, want, h.sum}
 	}

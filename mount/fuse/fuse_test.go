@@ -21,6 +21,7 @@ import (
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/mounttest"
 )
 
@@ -404,5 +405,55 @@ func TestReadDirResume(t *testing.T) {
 	}
 	if list := gofuse.NewDirEntryList(make([]byte, 4096), 1<<62); !ft.ReadDir(nil, &gofuse.ReadIn{InHeader: gofuse.InHeader{NodeId: node(dir)}, Offset: 1 << 62}, list).Ok() || list.Offset != 1<<62 {
 		t.Error("entries behind the end")
+	}
+}
+
+// A layer whose tree the disk doesn't give back any more is an I/O error, once told, and neither the end of the daemon nor that of its other layers.
+func TestUnreadableTree(t *testing.T) {
+	root := t.TempDir()
+	var told atomic.Int64
+	d := openDoor(t, Options{Root: root, Denied: func(_ string, _, _ int64, err error) {
+		if !errors.Is(err, layer.ErrUnreadable) {
+			t.Error(err)
+		}
+		told.Add(1)
+	}})
+	other := mounttest.Lay(t, root, mounttest.Everything(t))
+	mustMount(t, d, options(other))
+	f := mounttest.Lay(t, root, mounttest.Everything(t))
+	tree, err := os.Create(filepath.Join(t.TempDir(), "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	opt := options(f)
+	if opt.Layer, err = f.Layer.Pack(tree); err != nil {
+		t.Fatal(err)
+	}
+	m := mustMount(t, d, opt)
+	mounttest.CheckFile(t, f.Path("one"), f.Files["one"])
+	if err := tree.Truncate(0); err != nil { // as if the disk had failed
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	buf := make([]byte, 100)
+	for what, use := range map[string]func() error{
+		"a name":               func() error { return unix.Lstat(f.Path("big"), &st) },
+		"a name that isn't":    func() error { return unix.Lstat(f.Path("none such"), &st) },
+		"a symlink":            func() error { _, err := unix.Readlink(f.Path("symlink"), buf); return err },
+		"a list":               func() error { _, err := os.ReadDir(f.Path("")); return err },
+		"attributes":           func() error { _, err := unix.Getxattr(f.Path("one"), "user.a", buf); return err },
+		"a list of attributes": func() error { _, err := unix.Listxattr(f.Path("one"), buf); return err },
+	} {
+		if err := use(); !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %v, want EIO", what, err)
+		}
+	}
+	if n := told.Load(); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	mounttest.Compare(t, other.Target, other.Tree, false)
+	if err := m.Unmount(); err != nil {
+		t.Error(err)
 	}
 }

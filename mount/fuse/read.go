@@ -29,6 +29,9 @@ const maxCopy = 16 << 10
 // Read has a range arrive, and the kernel take it from the data file.
 func (t *tree) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
 	file := t.inode(in.NodeId)
+	if status := t.sound(gofuse.OK); !status.Ok() {
+		return nil, status
+	}
 	off := int64(in.Offset)
 	n := min(int64(in.Size), file.Size-off)
 	if n <= 0 {

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"sync"
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -19,6 +20,7 @@ type tree struct {
 	l                    *layer.Layer
 	opaque               string // the xattr of opaque directories
 	acls                 bool   // there are some
+	unsound              sync.Once
 
 	// The kernel can do without these requests.
 	noOpen, noOpendir bool
@@ -75,15 +77,23 @@ func (t *tree) entry(inode uint32, out *gofuse.EntryOut) {
 	t.attr(inode, &out.Attr)
 }
 
+// sound returns the status of an answer, EIO if the tree could not be read that it's made of.
+func (t *tree) sound(s gofuse.Status) gofuse.Status {
+	if err := t.l.Err(); err != nil {
+		t.unsound.Do(func() { t.m.d.denied(t.m.opt.Target, 0, 0, err) })
+		return gofuse.EIO
+	}
+	return s
+}
+
 // Lookup finds a name, or has the kernel remember that there is none.
 func (t *tree) Lookup(_ <-chan struct{}, header *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
-	child, ok := t.l.Child(uint32(header.NodeId-1), name)
-	if !ok {
+	if child, ok := t.l.Child(uint32(header.NodeId-1), name); ok {
+		t.entry(child, out)
+	} else {
 		out.SetEntryTimeout(forever)
-		return gofuse.OK
 	}
-	t.entry(child, out)
-	return gofuse.OK
+	return t.sound(gofuse.OK)
 }
 
 // Forget has nothing to forget.
@@ -93,12 +103,13 @@ func (t *tree) Forget(uint64, uint64) {}
 func (t *tree) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
 	out.SetTimeout(forever)
 	t.attr(uint32(in.NodeId-1), &out.Attr)
-	return gofuse.OK
+	return t.sound(gofuse.OK)
 }
 
 // Readlink returns where a symlink leads.
 func (t *tree) Readlink(_ <-chan struct{}, header *gofuse.InHeader) ([]byte, gofuse.Status) {
-	return []byte(t.inode(header.NodeId).Target), gofuse.OK
+	target := t.inode(header.NodeId).Target
+	return []byte(target), t.sound(gofuse.OK)
 }
 
 // OpenDir needs nothing: the kernel takes ENOSYS for success, forever.
@@ -128,7 +139,7 @@ func (t *tree) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntr
 	for at := in.Offset; ; at++ {
 		name, inode, ok := t.dirent(dir, at)
 		if !ok || !out.AddDirEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inode(inode).Mode, Off: at + 1}) {
-			return gofuse.OK
+			return t.sound(gofuse.OK)
 		}
 	}
 }
@@ -139,11 +150,11 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Dir
 	for at := in.Offset; ; at++ {
 		name, inode, ok := t.dirent(dir, at)
 		if !ok {
-			return gofuse.OK
+			return t.sound(gofuse.OK)
 		}
 		e := out.AddDirLookupEntry(gofuse.DirEntry{Name: name, Ino: node(inode), Mode: t.l.Inode(inode).Mode, Off: at + 1})
 		if e == nil {
-			return gofuse.OK
+			return t.sound(gofuse.OK)
 		}
 		if at >= 2 {
 			t.entry(inode, e)
@@ -156,14 +167,16 @@ func (t *tree) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Dir
 func (t *tree) GetXAttr(_ <-chan struct{}, header *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
 	in := t.inode(header.NodeId)
 	if in.Opaque && name == t.opaque {
-		return give(dest, "y")
+		n, status := give(dest, "y")
+		return n, t.sound(status)
 	}
 	for i := range in.Xattrs {
 		if in.Xattrs[i].Name == name {
-			return give(dest, in.Xattrs[i].Value)
+			n, status := give(dest, in.Xattrs[i].Value)
+			return n, t.sound(status)
 		}
 	}
-	return 0, gofuse.ENODATA
+	return 0, t.sound(gofuse.ENODATA)
 }
 
 func give[T string | []byte](dest []byte, value T) (uint32, gofuse.Status) {
@@ -185,7 +198,8 @@ func (t *tree) ListXAttr(_ <-chan struct{}, header *gofuse.InHeader, dest []byte
 			list = append(append(list, name...), 0)
 		}
 	}
-	return give(dest, list)
+	n, status := give(dest, list)
+	return n, t.sound(status)
 }
 
 // StatFs describes a filesystem that is full.
