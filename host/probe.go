@@ -166,7 +166,7 @@ func (p *prober) stateDir(path string) (c Check, dir string) {
 }
 
 func (p *prober) overlayfs(dir string) Check {
-	c := Check{Name: Overlayfs, Fix: "modprobe overlay, and keep the state directory on a filesystem that overlayfs takes as upper directory (not on another overlayfs)"}
+	c := Check{Name: Overlayfs, Fix: "modprobe overlay, and keep the state directory on a filesystem that overlayfs takes as upper directory (not on another overlayfs), by a path without commas, colons and backslashes"}
 	if dir == "" {
 		return untried(c)
 	}

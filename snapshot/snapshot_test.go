@@ -398,6 +398,25 @@ func testSilentRegistry(t *testing.T, door string) {
 
 func TestSupported(t *testing.T) { eachDoor(t, testSupported) }
 
+// What means something in the options of overlayfs is said to, rather than tried; a symlink helps.
+func TestStateDirectoryThatOverlayfsCannotName(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		for _, name := range []string{"a,b", "a:b", `a\b`} {
+			dir := t.TempDir()
+			root, link := filepath.Join(dir, name), filepath.Join(dir, "link")
+			if err := errors.Join(os.Mkdir(root, 0o700), os.Symlink(root, link)); err != nil {
+				t.Fatal(err)
+			}
+			if err := Supported(root, door); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("a path can't have a %q", name[1])) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := Supported(link, door); err != nil {
+				t.Errorf("%s by a symlink: %v", name, err)
+			}
+		}
+	})
+}
+
 func testSupported(t *testing.T, door string) {
 	root := t.TempDir()
 	if err := Supported(root, door); err != nil {

@@ -113,7 +113,7 @@ func lazyDoor(root, mount string) (door, why string, err error) {
 	switch {
 	case erofs == nil:
 		err = fuse
-	case fuse == nil:
+	case fuse == nil || fuse.Error() == erofs.Error():
 		err = erofs
 	default:
 		err = fmt.Errorf("neither EROFS (%w) nor FUSE (%w) can serve layers", erofs, fuse)
