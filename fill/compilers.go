@@ -1,6 +1,7 @@
 package fill
 
 import (
+	"bytes"
 	"path"
 	"strings"
 )
@@ -89,7 +90,39 @@ func (t document) link(v view, libraries [][]string) {
 	defer s.mu.Unlock()
 	for _, file := range files {
 		if !file.f.closed {
-			file.f.need(file.inode, part{0, file.f.layer.Inode(file.inode).Size}, profiled, commanded)
+			in := file.f.layer.Inode(file.inode)
+			first, _ := file.f.framesOf(&in)
+			file.f.started.set(first) // so that a script is followed
+			file.f.need(file.inode, part{0, in.Size}, profiled, commanded)
+		}
+	}
+	s.dispatch()
+}
+
+// maxLinkerScript is the size up to which what has the name of a library is looked at for being a script. Those that there are have some 300 bytes.
+const maxLinkerScript = 4 << 10
+
+// linkerScript asks for the libraries that a script stands for which has a library's name, as libc.so does for libc.so.6 and libc_nonshared.a: see
+// "Implicit Linker Scripts" in the manual of GNU ld.
+func (t document) linkerScript(v view, script []byte) {
+	if bytes.HasPrefix(script, []byte(elfMagic)) {
+		return
+	}
+	var files []place
+	for word := range strings.FieldsFuncSeq(string(script), func(r rune) bool { return strings.ContainsRune(" \t\n(),;", r) }) {
+		if !strings.Contains(word, ".so") && path.Ext(word) != ".a" {
+			continue
+		}
+		if file, ok := v.library(word, "", []string{t.dir}); ok {
+			files = append(files, file)
+		}
+	}
+	s := t.f.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, file := range files {
+		if !file.f.closed {
+			file.need()
 		}
 	}
 	s.dispatch()

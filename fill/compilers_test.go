@@ -82,3 +82,37 @@ func TestWhatACommandCompilesIsInItsArguments(t *testing.T) {
 		})
 	}
 }
+
+// libc.so is no library, but says which are: they are asked for too, for who runs a compiler, and for a linker that nobody has told of.
+func TestLinkerScriptsAreFollowed(t *testing.T) {
+	script := "/* GNU ld script\n   Use the shared library. */\nOUTPUT_FORMAT(elf64-x86-64)\n" +
+		"GROUP ( /lib/x86/libc.so.6 /usr/lib/x86/libc_nonshared.a  AS_NEEDED ( /lib64/ld.so.2 libm.so.6 ) )\n"
+	im := treeOf(t, apart(
+		programWith("usr/bin/cc", 60_000, []string{"/usr/lib/gcc/", "cc1", "collect2"}),
+		programWith("usr/lib/gcc/x86/1/cc1", 24*largeHelper, nil), programWith("usr/lib/gcc/x86/1/collect2", 60_000, nil),
+		text("usr/lib/gcc/x86/1/libgcc.a", 900_000), entry{name: "usr/lib/x86/libc.so", content: []byte(script)},
+		entry{name: "lib/x86/libc.so.6", content: elfOf(50_000, "", "")}, text("usr/lib/x86/libc_nonshared.a", 50_000),
+		entry{name: "lib64/ld.so.2", content: elfOf(50_000, "", "")}, entry{name: "usr/lib/x86/libm.so.6", content: elfOf(50_000, "", "")},
+		text("lib/x86/libz.so.1", 50_000),
+	)...)
+	for name, use := range map[string]func(l *lab){
+		"a command": func(l *lab) { l.Expect([]Expected{{Paths: []string{"usr/bin/cc"}, Args: strings.Fields("-o a a.c")}}) },
+		"a linker":  func(l *lab) { l.readHead(t, "usr/lib/x86/libc.so") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, l := labs(t, im)
+				defer s.Close()
+				use(l[0])
+				time.Sleep(5 * time.Second)
+				for name, want := range map[string]bool{
+					"lib/x86/libc.so.6": true, "usr/lib/x86/libc_nonshared.a": true, "lib64/ld.so.2": true, "usr/lib/x86/libm.so.6": true, "lib/x86/libz.so.1": false,
+				} {
+					if l[0].has(t, name) != want {
+						t.Errorf("%s was fetched: %t, want %t", name, !want, want)
+					}
+				}
+			})
+		})
+	}
+}

@@ -31,7 +31,7 @@
 // What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
 // for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go), and so are the programs that a
 // driver runs (runs.go). Who runs a command can say which before it begins, [Filler.Expect], and what it's called with, which says what a
-// compiler's driver will run and link (compilers.go). So do Python modules with those that they import: python.go, pyc.go.
+// compiler's driver will run and link (compilers.go), and a linker script what it stands for. So do Python modules with those that they import: python.go, pyc.go.
 //
 // Less certain is what a file mentions: a header the others that it includes, a module those that it imports, a program the names of
 // its data. Words of what was read that are names of files close by are taken for those (mentions.go, names.go); what headers include

@@ -43,11 +43,13 @@ const (
 	includes              // by their names
 	importing             // by their names without what follows the stem, or by those of directories with an __init__ file in it
 	programs              // by their names, among strings that are something else
+	scripts               // by paths and names: what a linker finds in the place of a library
 )
 
 // kinds are the kinds of files by the ends of their names: what is read when it's compiled, and what's loaded when it runs.
 var kinds = map[string]kind{
-	".h": includes, ".hh": includes, ".hpp": includes, ".hxx": includes, ".inc": includes, ".tcc": includes,
+	".so": scripts,
+	".h":  includes, ".hh": includes, ".hpp": includes, ".hxx": includes, ".inc": includes, ".tcc": includes,
 	".py": importing, ".pyc": importing, ".pm": importing, ".rb": importing, ".js": importing, ".mjs": importing, ".cjs": importing, ".lua": importing,
 }
 
@@ -80,7 +82,8 @@ func (f *Filler) documentOf(e extent) (document, bool) {
 	if t.kind == silent && f.binary.has(e.first) && !strings.Contains(t.name, ".so") {
 		t.kind = programs
 	}
-	if t.kind == silent || t.kind != programs && f.layer.Inode(e.inode).Size > maxText {
+	size := f.layer.Inode(e.inode).Size
+	if t.kind == silent || t.kind != programs && size > maxText || t.kind == scripts && size > maxLinkerScript {
 		return t, false
 	}
 	t.dir = f.pathOf(e.dir)
@@ -116,6 +119,10 @@ func (t document) follow() {
 		t.f.readPresent(r, p, in.Data+part.off)
 		if t.kind == programs {
 			t.helpers(v, p, passes, func(file place, sure bool) { helpers[file] = sure })
+		}
+		if t.kind == scripts {
+			t.linkerScript(v, p)
+			return
 		}
 		if t.kind == includes {
 			for _, file := range t.includedBy(v, p) {
