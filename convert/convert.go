@@ -28,6 +28,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -164,6 +165,8 @@ type conversion struct {
 	order []*blobJob // as they were found
 	found int        // images
 
+	artifact string // the type of one, which isn't an image
+
 	mu    sync.Mutex
 	known map[memoryKey]memory
 }
@@ -180,7 +183,7 @@ func (c *conversion) check(root *node, desc ocispecs.Descriptor) error {
 		}
 		return fmt.Errorf("%s has no image for %q, but for %q", c.src, wanted, c.others)
 	}
-	return fmt.Errorf("%s is no container image, and there is nothing in it to convert: %s", c.src, desc.MediaType)
+	return fmt.Errorf("%s is no container image, and there is nothing in it to convert: it's %s", c.src, cmp.Or(c.artifact, desc.MediaType))
 }
 
 // moveAll has all blobs at the destination when it returns without an error.

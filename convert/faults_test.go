@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
 )
 
@@ -35,6 +36,8 @@ func TestBadInput(t *testing.T) {
 		return piece{tar: good.tar[:n], blob: gzipped(t, good.tar[:n]), mediaType: ocispecs.MediaTypeImageLayerGzip}
 	}
 	truncated := piece{tar: good.tar, blob: good.blob[:len(good.blob)/2], mediaType: ocispecs.MediaTypeImageLayerGzip}
+	broken := piece{tar: good.tar, blob: slices.Clone(good.blob), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	broken.blob[len(broken.blob)-6] ^= 1 // its checksum
 	otherDiff := good
 	otherDiff.tar = []byte("another")
 	for name, tt := range map[string]struct {
@@ -43,10 +46,11 @@ func TestBadInput(t *testing.T) {
 		want  []string
 	}{
 		"reserved name":   {piece: tarred("stargz.index.json"), want: []string{`"stargz.index.json"`}},
-		"tar ends early":  {piece: cut(1000), want: []string{"unexpected EOF"}},
-		"gzip ends early": {piece: truncated, want: []string{"unexpected EOF"}},
-		"no tar":          {piece: piece{tar: []byte("x"), blob: []byte(strings.Repeat("no tar", 500)), mediaType: ocispecs.MediaTypeImageLayer}, want: []string{"tar"}},
-		"wrong DiffID":    {piece: otherDiff, want: []string{"the source is broken"}},
+		"tar ends early":  {piece: cut(1000), want: []string{"unexpected EOF", "the source is damaged; make it anew"}},
+		"gzip ends early": {piece: truncated, want: []string{"unexpected EOF", "the source is damaged; make it anew"}},
+		"gzip is broken":  {piece: broken, want: []string{"checksum", "the source is damaged; make it anew"}},
+		"no tar":          {piece: piece{tar: []byte("x"), blob: []byte(strings.Repeat("no tar", 500)), mediaType: ocispecs.MediaTypeImageLayer}, want: []string{"tar", "the source is damaged"}},
+		"wrong DiffID":    {piece: otherDiff, want: []string{"the source is damaged"}},
 		"blob is gone":    {piece: good, fault: func(reg *repositorytest.Registry) { reg.DeleteBlob("src", digest.FromBytes(good.blob)) }, want: []string{"404"}},
 		"no right to push": {piece: good, fault: func(reg *repositorytest.Registry) {
 			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
@@ -78,27 +82,39 @@ func TestBadInput(t *testing.T) {
 				_, _ = w.Write(append(other, make([]byte, len(good.blob))...)[:len(good.blob)])
 				return true
 			}
-		}, want: []string{"layer " + digest.FromBytes(good.blob).String()}},
+		}, want: []string{"other bytes than it promised"}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			reg := repositorytest.New(t)
-			put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, tt.piece)
-			if tt.fault != nil {
-				tt.fault(reg)
-			}
-			_, err := Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
-			for _, want := range tt.want {
-				if err == nil || !strings.Contains(err.Error(), want) {
-					t.Errorf("error %v, want %q in it", err, want)
+		for format, opt := range map[string]Options{"estargz": options(), "zstdchunked": {Format: NewZstdChunked(zstdchunked.WriteOptions{})}} {
+			t.Run(name+" "+format, func(t *testing.T) {
+				reg := repositorytest.New(t)
+				put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, tt.piece)
+				if tt.fault != nil {
+					tt.fault(reg)
 				}
-			}
-			if _, m := reg.Manifest("dst", "1"); m != nil {
-				t.Error("the destination is named")
-			}
-			if n := reg.Uploads(); n != 0 {
-				t.Errorf("%d uploads are left", n)
-			}
-		})
+				_, err := Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+				if name == "reserved name" && format == "zstdchunked" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				want := tt.want
+				if tt.fault == nil {
+					want = append([]string{"layer " + digest.FromBytes(tt.piece.blob).String()}, want...)
+				}
+				for _, want := range want {
+					if err == nil || !strings.Contains(err.Error(), want) {
+						t.Errorf("error %v, want %q in it", err, want)
+					}
+				}
+				if _, m := reg.Manifest("dst", "1"); m != nil {
+					t.Error("the destination is named")
+				}
+				if n := reg.Uploads(); n != 0 {
+					t.Errorf("%d uploads are left", n)
+				}
+			})
+		}
 	}
 }
 
@@ -110,7 +126,7 @@ func TestRefused(t *testing.T) {
 	for from, want := range map[string]string{
 		"src:1 src:1":     "is both source and destination",
 		"src:gone dst:1":  "src:gone: not found",
-		"src:chart dst:1": "is no container image",
+		"src:chart dst:1": "is no container image, and there is nothing in it to convert: it's application/vnd.cncf.helm.config.v1+json",
 		"src:old dst:1":   "schema 1",
 		"src:1 dst@" + digest.FromString("x").String(): "name the destination by a tag",
 	} {

@@ -190,7 +190,7 @@ func (c *conversion) readManifest(ctx context.Context, n *node, platform *ocispe
 
 // readArtifact notes the blobs of what isn't an image. It is copied.
 func (c *conversion) readArtifact(n *node, config ocispecs.Descriptor, layers []ocispecs.Descriptor) error {
-	n.config = c.blob(config, roleOther, "")
+	n.config, c.artifact = c.blob(config, roleOther, ""), config.MediaType
 	for _, l := range layers {
 		n.layers = append(n.layers, c.blob(l, roleOther, ""))
 	}

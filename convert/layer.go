@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -265,26 +266,27 @@ func (c *conversion) converted(ctx context.Context, b *blobJob) error {
 		return err
 	}
 	defer in.Close()
-	tar, err := decompress(in)
+	plain, err := decompress(in)
 	if err != nil {
-		return err
+		return in.explain(err, err)
 	}
-	defer tar.Close()
+	defer plain.Close()
 	up, err := c.dst.Create(ctx)
 	if err != nil {
 		return err
 	}
 	defer up.Cancel()
 	diff := sha256.New()
-	made, err := c.opt.Format.Write(ctx, up, io.TeeReader(tar, diff))
+	decompressed := &failingReader{Reader: plain}
+	made, err := c.opt.Format.Write(ctx, up, io.TeeReader(decompressed, diff))
 	if err != nil {
-		return err
+		return in.explain(err, decompressed.err)
 	}
 	if err := in.verify(); err != nil {
 		return err
 	}
 	if got := sumOf(diff); got != b.diffID {
-		return fmt.Errorf("its DiffID is %s, and not %s as the image's configuration says: the source is broken", got, b.diffID)
+		return fmt.Errorf("its DiffID is %s, and not %s as the image's configuration says: "+damaged, got, b.diffID)
 	}
 	if err := up.Commit(ctx, made.Digest, made.Size); err != nil {
 		return err
@@ -305,6 +307,36 @@ type blobReader struct {
 	sum      gohash.Hash
 	progress func(Update)
 	told     int64
+	err      error // of the last Read, if it wasn't the end
+}
+
+// A failingReader keeps the error of its reader, unless that is its end.
+type failingReader struct {
+	io.Reader
+	err error
+}
+
+// Read implements io.Reader.
+func (r *failingReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}
+
+const damaged = "the source is damaged; make it anew, or convert another image"
+
+// explain says what to do about a layer that can't be decompressed, or isn't a tar, if the blob is the one that was asked for.
+func (r *blobReader) explain(err, decompressing error) error {
+	noTar := errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader)
+	if r.err != nil || repository.Transient(err) || decompressing == nil && !noTar {
+		return err
+	}
+	if verr := r.verify(); verr != nil {
+		return fmt.Errorf("%w: %w", verr, err)
+	}
+	return fmt.Errorf("%w: %s", err, damaged)
 }
 
 func (c *conversion) open(ctx context.Context, b *blobJob) (*blobReader, error) {
@@ -326,6 +358,9 @@ const tellEvery = 1 << 20
 func (r *blobReader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
 	r.sum.Write(p[:n])
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
 	if total := r.b.read.Add(int64(n)); total-r.told >= tellEvery {
 		r.told = total
 		r.progress(Update{Layer: r.b.layer(), Action: r.b.action, Read: total})
