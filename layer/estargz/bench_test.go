@@ -240,17 +240,21 @@ func (c *counter) Write(p []byte) (int, error) {
 	return c.w.Write(p)
 }
 
-// One frame after the other, of one chunk and of small files, on one CPU.
+// BenchmarkWriteFrame writes one frame after the other, of a small file or of a chunk each, on one CPU.
 func BenchmarkWriteFrame(b *testing.B) {
 	for _, size := range []int{16 << 10, 64 << 10, 4 << 20} {
 		content := strings.Repeat(noise(1, 300)+"some text that comes again", size/326+1)[:size]
-		tar := layertest.Tar(b, file("f", content))
-		pool := estargz.NewPool(1)
+		var files []layertest.Entry
+		for i := range 8 << 20 / size {
+			files = append(files, file(fmt.Sprint(i), content))
+		}
+		tar := layertest.Tar(b, files...)
+		opt := estargz.WriteOptions{Pool: estargz.NewPool(1), MinChunkSize: 1}
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			b.SetBytes(int64(size))
+			b.SetBytes(int64(len(tar)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := estargz.Write(b.Context(), io.Discard, bytes.NewReader(tar), estargz.WriteOptions{Pool: pool}); err != nil {
+				if _, err := estargz.Write(b.Context(), io.Discard, bytes.NewReader(tar), opt); err != nil {
 					b.Fatal(err)
 				}
 			}
