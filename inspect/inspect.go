@@ -104,7 +104,7 @@ func Inspect(ctx context.Context, r repository.Repository, opt Options) (Report,
 			}
 			return Report{}, fmt.Errorf("%s has no image for %s, but for %s", r, strings.Join(wanted, ", "), strings.Join(in.others, ", "))
 		}
-		return Report{}, fmt.Errorf("%s is no container image: %s", r, desc.MediaType)
+		return Report{}, fmt.Errorf("%s is no container image: %s", r, in.what(desc))
 	}
 	return Report{Ref: r.String(), Digest: desc.Digest, Images: in.images}, nil
 }
@@ -128,6 +128,15 @@ type inspection struct {
 	wanted platforms.Matcher // nil for all
 	images []Image
 	others []string // platforms that aren't wanted
+	kinds  []string // of artifacts
+}
+
+// what says of something that isn't an image what it is.
+func (in *inspection) what(desc ocispecs.Descriptor) string {
+	if len(in.kinds) > 0 {
+		return "it's " + strings.Join(in.kinds, ", ")
+	}
+	return desc.MediaType
 }
 
 func (in *inspection) walk(ctx context.Context, desc ocispecs.Descriptor, depth int) error {
@@ -178,6 +187,7 @@ func (in *inspection) manifest(ctx context.Context, desc ocispecs.Descriptor) er
 		return err
 	}
 	if !images.IsConfigType(m.Config.MediaType) {
+		in.kinds = append(in.kinds, m.Config.MediaType)
 		return nil // an artifact
 	}
 	var config ocispecs.Image

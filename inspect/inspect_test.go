@@ -273,7 +273,7 @@ func TestNoImage(t *testing.T) {
 	reg.PutManifest("im", "chart", ocispecs.MediaTypeImageManifest, ocispecs.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, Config: ocispecs.Descriptor{MediaType: ocispecs.MediaTypeEmptyJSON, Digest: empty, Size: 2},
 	})
-	if _, err := look(t, reg, "chart"); err == nil || !strings.Contains(err.Error(), "is no container image") {
+	if _, err := look(t, reg, "chart"); err == nil || !strings.Contains(err.Error(), "is no container image: it's "+ocispecs.MediaTypeEmptyJSON) {
 		t.Errorf("error %v", err)
 	}
 }

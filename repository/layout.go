@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -99,8 +100,11 @@ func (l *layout) Resolve(ctx context.Context) (ocispecs.Descriptor, error) {
 	case l.tag == "" && len(index.Manifests) == 1:
 		return bare(index.Manifests[0]), nil
 	}
-	return ocispecs.Descriptor{}, fmt.Errorf("%s: %w: no image has the tag %q; there are %d: %s",
-		l, errdefs.ErrNotFound, l.Tag(), len(tags), strings.Join(tags, " "))
+	there := "there are none at all"
+	if len(tags) > 0 {
+		there = "there are " + strings.Join(tags, ", ")
+	}
+	return ocispecs.Descriptor{}, fmt.Errorf("%s: %w: no image has the tag %q; %s", l, errdefs.ErrNotFound, l.Tag(), there)
 }
 
 // bare is a descriptor without what index.json says of an image.
@@ -114,7 +118,7 @@ func (l *layout) index() (*ocispecs.Index, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s: %w: no OCI layout is there, as it has no %s", l, errdefs.ErrNotFound, ocispecs.ImageIndexFile)
 		}
-		return nil, fmt.Errorf("%s: %w", l, err)
+		return nil, fmt.Errorf("%s: %w", l, isFile(err))
 	}
 	index, err := ociindex.NewStoreIndex(l.dir).Read()
 	if err != nil {
@@ -173,10 +177,42 @@ func (l *layout) open(desc ocispecs.Descriptor) (*os.File, error) {
 	return f, nil
 }
 
+// isFile says of an archive what is wanted of it.
+func isFile(err error) error {
+	if errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("it is a file, and no directory; what tar has packed, unpack first: %w", err)
+	}
+	return err
+}
+
+// ours reports whether a directory is a layout, or may become one: if it has anything else in it, it isn't meant to.
+func (l *layout) ours() error {
+	names, err := os.ReadDir(l.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return isFile(err)
+	}
+	for _, n := range names {
+		switch n.Name() {
+		case ocispecs.ImageLayoutFile, ocispecs.ImageIndexFile, ocispecs.ImageBlobsDir, filepath.Base(l.ingest()):
+			return nil // also what is left of a conversion that was broken off
+		}
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("the directory is no OCI layout, and has other files in it, such as %s; name another one, which may not exist yet", names[0].Name())
+	}
+	return nil
+}
+
 // CheckPush implements Repository.
 func (l *layout) CheckPush(ctx context.Context) error {
 	if l.digest != "" {
 		return fmt.Errorf("%s: an image's digest is known only when it is made; leave it out", l)
+	}
+	if err := l.ours(); err != nil {
+		return fmt.Errorf("%s: %w", l, err)
 	}
 	u, err := l.Create(ctx)
 	if err != nil {

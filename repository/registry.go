@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	dockerref "github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -71,11 +72,26 @@ func (r *registry) resolver() remotes.Resolver {
 	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.RegistryHosts(r.hosts)})
 }
 
+// refused reports whether it's the credentials that an error is about.
+func refused(err error) bool {
+	if s, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok {
+		return s.StatusCode == http.StatusUnauthorized || s.StatusCode == http.StatusForbidden
+	}
+	return errors.Is(err, docker.ErrInvalidAuthorization)
+}
+
 // Resolve implements Repository.
 func (r *registry) Resolve(ctx context.Context) (ocispecs.Descriptor, error) {
 	_, desc, err := r.resolver().Resolve(ctx, r.ref.String())
 	if err != nil {
-		return desc, fmt.Errorf("resolve %s: %w", r, withoutQuery(err))
+		err = withoutQuery(err)
+		switch {
+		case strings.HasPrefix(err.Error(), r.String()+": "):
+			return desc, err // it says where
+		case refused(err):
+			err = fmt.Errorf("%w; `docker login %s` with an account that may read it, or mind the name", err, r.ref.Hostname())
+		}
+		return desc, fmt.Errorf("resolve %s: %w", r, err)
 	}
 	return desc, nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -194,7 +195,7 @@ func TestLayoutByDigest(t *testing.T) {
 		}
 	}
 	_, err := parse(t, "oci-layout://"+dir+":other", nil).Resolve(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `there are 1: "x"`) {
+	if err == nil || !strings.Contains(err.Error(), `no image has the tag "other"; there are "x"`) {
 		t.Errorf("error %v doesn't name the tags that there are", err)
 	}
 	if err := parse(t, "oci-layout://"+dir+"@"+desc.Digest.String(), nil).CheckPush(t.Context()); err == nil {
@@ -230,6 +231,50 @@ func TestMount(t *testing.T) {
 	}
 	if ok, err := dst.Mount(t.Context(), desc, parse(t, "oci-layout:///nowhere", nil)); ok || err != nil {
 		t.Errorf("Mount out of a layout: %v, %v", ok, err)
+	}
+}
+
+// What isn't a layout is told from one, before anything is written.
+func TestNoLayout(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "image.tar")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parse(t, "oci-layout://"+file, nil).Resolve(t.Context()); err == nil || !strings.Contains(err.Error(), "unpack first") {
+		t.Errorf("of a file: %v", err)
+	}
+	if err := parse(t, "oci-layout://"+file+":1", nil).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "it is a file, and no directory") {
+		t.Errorf("to a file: %v", err)
+	}
+	if err := parse(t, "oci-layout://"+dir, nil).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "is no OCI layout, and has other files in it, such as image.tar") {
+		t.Errorf("to a directory of other files: %v", err)
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("there are %v, %v", names, err)
+	}
+	// What a conversion has left that was killed is none of these.
+	if err := os.MkdirAll(filepath.Join(dir, "new", "ingest"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := parse(t, "oci-layout://"+dir+"/new", nil).CheckPush(t.Context()); err != nil {
+		t.Errorf("to one that was begun: %v", err)
+	}
+}
+
+// Without credentials, or with others, the error says what to do.
+func TestNoRightToPull(t *testing.T) {
+	reg := repositorytest.New(t)
+	reg.Token = "t0ken"
+	hosts := func(string) ([]docker.RegistryHost, error) {
+		return []docker.RegistryHost{{
+			Client: http.DefaultClient, Host: reg.Host, Scheme: "http", Path: "/v2", Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+			Authorizer: docker.NewDockerAuthorizer(),
+		}}, nil
+	}
+	_, err := parse(t, reg.Host+"/a:1", hosts).Resolve(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "docker login "+reg.Host) {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -55,7 +55,7 @@ func convertImage(ctx context.Context, c *cli.Command) (err error) {
 	if c.NArg() != 2 {
 		return fmt.Errorf("convert takes a source and a destination, got %d arguments; %s --help shows how", c.NArg(), c.FullName())
 	}
-	format, err := parseFormat(c)
+	format, err := parseFormat(c, convert.Result{Layers: make([]convert.LayerResult, 1)})
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,10 @@ func convertImage(ctx context.Context, c *cli.Command) (err error) {
 	warn(c, result)
 	out := c.Root().Writer
 	if format != nil {
-		return executeFormat(out, format, result)
+		if err := executeFormat(out, format, result); err != nil {
+			return fmt.Errorf("%s@%s is written, but can't be told of as wanted: %w", result.Ref, result.Digest, err)
+		}
+		return nil
 	}
 	_, err = fmt.Fprintf(out, "%s@%s\n", result.Ref, result.Digest)
 	return err

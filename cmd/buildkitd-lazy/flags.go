@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/agext/levenshtein"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/util/disk"
 	"github.com/moby/buildkit/util/profiler"
@@ -300,7 +301,7 @@ func usageError(_ context.Context, c *cli.Command, err error, _ bool) error {
 			visible = append(visible, f)
 		}
 	}
-	if near := cli.SuggestFlag(visible, name, false); near != "" {
+	if near := cli.SuggestFlag(visible, name, false); near != "" && levenshtein.Distance(near, "--"+name, nil) <= len(name)/2 {
 		return fmt.Errorf("unknown flag --%s; did you mean %s? (%s)", name, near, strings.TrimPrefix(help, "; "))
 	}
 	return fmt.Errorf("unknown flag --%s%s", name, help)

@@ -228,6 +228,10 @@ func TestWrongCommandLine(t *testing.T) {
 		{"convert a oci-layout://", "reference oci-layout://: no directory; want oci-layout://DIR[:TAG|@DIGEST]"},
 		{"inspect --config /nowhere/buildkitd.toml a", "--config: stat /nowhere/buildkitd.toml: no such file or directory"},
 		{"--config /nowhere/buildkitd.toml convert a b", "--config: stat /nowhere/buildkitd.toml: no such file or directory"},
+		{"convert --bogus a b", "unknown flag --bogus; buildkitd-lazy convert --help lists the flags"},
+		{"convert --format {{.Lazy}} a b", `--format: template: --format:1:2: executing "--format" at <.Lazy>: can't evaluate field Lazy in type convert.Result`},
+		{"convert --format {{range.Layers}}{{.TOC}}{{end}} a b", `--format: template: --format:1:18: executing "--format" at <.TOC>: can't evaluate field TOC in type convert.LayerResult`},
+		{"inspect --format {{range.Images}}{{range.Layers}}{{.TOC}}{{end}}{{end}} a", `--format: template: --format:1:34: executing "--format" at <.TOC>: can't evaluate field TOC in type inspect.Layer`},
 		{"inspect a b", "inspect takes one image, got 2 arguments; buildkitd-lazy inspect --help shows how"},
 		{"chekc", `unknown command "chekc"; the commands are check, convert, inspect, and the daemon takes flags alone`},
 	} {

@@ -50,7 +50,10 @@ func formatFlag(of string) *cli.StringFlag {
 type eagerError []string
 
 func (e eagerError) Error() string {
-	return fmt.Sprintf("%d of the layers are not lazy: %s", len(e), strings.Join(e, "; "))
+	if len(e) == 1 {
+		return "a layer isn't lazy: " + e[0]
+	}
+	return fmt.Sprintf("%d layers aren't lazy: %s", len(e), strings.Join(e, "; "))
 }
 
 // ExitStatus implements exitStatuser.
@@ -61,7 +64,7 @@ func inspectImage(ctx context.Context, c *cli.Command) error {
 		return fmt.Errorf("inspect takes one image, got %d arguments; %s --help shows how", c.NArg(), c.FullName())
 	}
 	onlyErrors(c)
-	format, err := parseFormat(c)
+	format, err := parseFormat(c, inspect.Report{Images: []inspect.Image{{Layers: make([]inspect.Layer, 1)}}})
 	if err != nil {
 		return err
 	}
@@ -113,8 +116,9 @@ func wantedPlatforms(c *cli.Command) ([]ocispecs.Platform, error) {
 	return wanted, nil
 }
 
-// parseFormat returns the template that --format asks for, nil if it isn't given.
-func parseFormat(c *cli.Command) (*template.Template, error) {
+// parseFormat returns the template that --format asks for, nil if it isn't given. It is tried on a sample, so that a field that isn't there
+// is an error before the work is done.
+func parseFormat(c *cli.Command, sample any) (*template.Template, error) {
 	text := c.String("format")
 	switch text {
 	case "":
@@ -124,6 +128,10 @@ func parseFormat(c *cli.Command) (*template.Template, error) {
 	}
 	t, err := template.New("--format").Funcs(template.FuncMap{"json": marshal}).Parse(text)
 	if err != nil {
+		return nil, fmt.Errorf("--format: %w", err)
+	}
+	// Of other errors the sample may be the cause, which has less in it.
+	if err := t.Execute(io.Discard, sample); err != nil && strings.Contains(err.Error(), "can't evaluate field") {
 		return nil, fmt.Errorf("--format: %w", err)
 	}
 	return t, nil

@@ -53,7 +53,7 @@ func TestInspect(t *testing.T) {
 	}
 	o := inspected("--fail-if-eager", reg.Host+"/base:eager")
 	if o.status != 2 || !strings.Contains(o.stdout, "no: no table of contents") ||
-		!strings.Contains(o.lastLine(), "1 of the layers are not lazy: "+layer.Digest.String()+" of linux/amd64: no table of contents") {
+		!strings.Contains(o.lastLine(), "a layer isn't lazy: "+layer.Digest.String()+" of linux/amd64: no table of contents") {
 		t.Errorf("of an eager image: %+v", o)
 	}
 	o = inspected("--format", "json", "--platform", "linux/amd64", reg.Host+"/base:eager")
