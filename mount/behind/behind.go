@@ -24,8 +24,9 @@ const (
 	// Keep is how many blocks of a layer keep their pages, of those that were read from the disk last. What the kernel has
 	// read ahead in them is about to be wanted. It reads up to 8 MiB ahead on some disks, and there may be several readers.
 	Keep = 8
-	// Busy and Idle are the time between two looks, if the last has found something and if not.
+	// Busy is the time between two looks of which the first has found something.
 	Busy = 250 * time.Millisecond
+	// Idle is the time between two looks of which the first has found nothing.
 	Idle = time.Second
 )
 
