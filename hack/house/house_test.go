@@ -175,6 +175,47 @@ func TestMakefile(t *testing.T) {
 	}
 }
 
+// step is a line of the architecture page's picture of the engine: a package if it's another one than before, a file if it is, and functions.
+var step = regexp.MustCompile(`^   ([a-z/]+)?\s+([a-z]+\.go)?\s+([A-Za-z]+(?:, [A-Za-z]+)*)   *\S`)
+
+// The functions by which the architecture page leads from a read to its request are where it says.
+func TestWayThroughTheEngine(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(top, "docs/architecture.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, picture, _ := strings.Cut(string(page), "## The engine\n")
+	_, picture, _ = strings.Cut(picture, "```\n")
+	picture, _, _ = strings.Cut(picture, "```\n")
+	pkg, file, found := "", "", 0
+	for line := range strings.Lines(picture) {
+		m := step.FindStringSubmatch(line)
+		if m == nil || m[1] == "" && pkg == "" || m[1] != "" && m[2] == "" {
+			continue
+		}
+		if m[1] != "" {
+			pkg = m[1]
+		}
+		if m[2] != "" {
+			file = m[2]
+		}
+		source, err := os.ReadFile(filepath.Join(top, pkg, file))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for name := range strings.SplitSeq(m[3], ", ") {
+			found++
+			if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + name + `\(`).Match(source) {
+				t.Errorf("%s/%s has no function %s", pkg, file, name)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("the picture names %d functions: is it another one?", found)
+	}
+}
+
 // walk calls f with the path, below the top, of every file that could be committed.
 func walk(t *testing.T, f func(path string)) {
 	t.Helper()
