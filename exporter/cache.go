@@ -51,6 +51,12 @@ type cacheExporter struct {
 	chunked *zstdChunked
 }
 
+// Finalize implements remotecache.Exporter.
+func (c *cacheExporter) Finalize(ctx context.Context) (map[string]string, error) {
+	resp, err := c.Exporter.Finalize(ctx)
+	return resp, refused(err)
+}
+
 // Config implements remotecache.Exporter.
 func (c *cacheExporter) Config() remotecache.Config {
 	cfg := c.Exporter.Config()

@@ -87,7 +87,7 @@ func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Sou
 		defer done()
 		p := push{stream: len(hosts) < 2 && wanted.alone(sessionID, aPush)}
 		if err := finalize(context.WithValue(ctx, pushKey{}, p)); err != nil {
-			return err
+			return refused(err)
 		}
 		for _, r := range repositories {
 			_ = src.EachRef(func(ref cache.ImmutableRef) error {

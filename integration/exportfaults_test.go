@@ -73,19 +73,30 @@ func wantNobodyExports(t *testing.T, debug string) {
 	t.Errorf("%d goroutines still export", exportingGoroutines(t, debug))
 }
 
-// TestExportCancelled ends the client in the middle of writing a layer, and of pushing one that is passed on.
+// TestExportCancelled ends the client by SIGINT in the middle of writing a layer, for a push and for an archive, and of pushing one that is passed
+// on: nothing is left, and the next export succeeds.
 func TestExportCancelled(t *testing.T) {
 	r := newTwoRegistries(t)
 	debug := freePort(t)
 	d := startDaemon(t, daemon.Options{Config: r.config + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
+	buildctl, buildx := client.Buildctl{Addr: d.Addr}, buildx(t, d.Addr)
+	writes := func() bool { return len(ingests(d)) > 0 }
 	for _, c := range []struct {
 		name, tag, compression string
-		fault                  registry.Fault
-		middle                 func() bool
+		archive                bool
+		by                     interface {
+			Build(ctx context.Context, s client.Solve) (*client.Result, error)
+		}
+		fault  registry.Fault
+		middle func() bool
 	}{
-		{"pass on", "app:1", "estargz", registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
-		{"write", "app:2", "estargz,compression-level=9", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
-		{"write zstd:chunked", "app:3", "zstdchunked,compression-level=22", registry.Fault{}, func() bool { return len(ingests(d)) > 0 }},
+		{"pass on", "app:1", "estargz", false, buildctl, registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
+		{"write", "app:2", "estargz,compression-level=9", false, buildctl, registry.Fault{}, writes},
+		{"write zstd:chunked", "app:3", "zstdchunked,compression-level=22", false, buildctl, registry.Fault{}, writes},
+		{"buildx", "app:4", "estargz,compression-level=9", false, buildx, registry.Fault{}, writes},
+		{"buildx zstd:chunked", "app:5", "zstdchunked,compression-level=22", false, buildx, registry.Fault{}, writes},
+		{"archive", "app:6", "estargz,compression-level=9", true, buildx, registry.Fault{}, writes},
+		{"archive zstd:chunked", "app:7", "zstdchunked,compression-level=22", true, buildx, registry.Fault{}, writes},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := client.Solve{Dockerfile: "FROM " + r.from.Ref("team/base:1") + "\nRUN head -c 60000000 /dev/urandom > /" + c.tag + "\n"}
@@ -95,10 +106,14 @@ func TestExportCancelled(t *testing.T) {
 				remove = r.from.Faults.Add(c.fault)
 			}
 			s.Outputs = []string{"type=image,name=" + r.target(c.tag) + ",push=true,compression=" + c.compression}
+			dest := filepath.Join(t.TempDir(), "oci.tar")
+			if c.archive {
+				s.Outputs = []string{"type=oci,dest=" + dest + ",compression=" + c.compression}
+			}
 			ctx, interrupt := context.WithCancelCause(t.Context())
 			done := make(chan error, 1)
 			go func() {
-				res, err := client.Buildctl{Addr: d.Addr}.Build(ctx, s)
+				res, err := c.by.Build(ctx, s)
 				if err == nil && res.Err == "" {
 					err = errors.New("the build succeeded")
 				} else {
@@ -121,7 +136,11 @@ func TestExportCancelled(t *testing.T) {
 			remove()
 			wantNoIngests(t, d)
 			build(t, d, s)
-			if strings.HasPrefix(c.compression, "zstd") {
+			if c.archive {
+				if st, err := os.Stat(dest); err != nil || st.Size() < 60_000_000 {
+					t.Errorf("an archive of %v, %v", st, err)
+				}
+			} else if strings.HasPrefix(c.compression, "zstd") {
 				wantZstdOnTop(t, pull(t, r.to, c.tag))
 			} else {
 				r.pull(t, c.tag)
@@ -147,23 +166,37 @@ func wantZstdOnTop(t *testing.T, img v1.Image) {
 	}
 }
 
-// TestExportWithoutRights pushes to a registry that lets nobody push: the error says which one and why, and the next export succeeds.
+// TestExportWithoutRights pushes to a registry that lets nobody push: the error says which one, why, and what to do, and the next export succeeds.
 func TestExportWithoutRights(t *testing.T) {
 	r := newTwoRegistries(t)
 	d := startDaemon(t, daemon.Options{Config: r.config})
-	s := r.solve("app:1")
-	s.Context = filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", s.Dockerfile))
-	remove := r.to.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusForbidden, Match: func(r *http.Request) bool {
-		return r.Method == http.MethodPost || r.Method == http.MethodPut
-	}})
-	wantContains(t, "error", buildFails(t, d, s), "failed to push "+r.target("app:1"), "403")
-	if sent := r.from.Log.BlobBytes()[r.layers[1]]; sent > sizeOf(t, r.base, r.layers[1])/4 {
-		t.Errorf("%d bytes of a layer were fetched that nobody takes", sent)
+	for _, format := range []string{"estargz", "zstdchunked"} {
+		for what, to := range map[string]client.Solve{
+			"image":  {Outputs: []string{"type=image,name=" + r.target(format+"/forced:1") + ",push=true,force-compression=true,compression=" + format}},
+			"passed": {Outputs: []string{"type=image,name=" + r.target(format+"/app:1") + ",push=true,compression=" + format}},
+			"cache":  {CacheTo: []string{"type=registry,ref=" + r.target(format+"/cache:1") + ",mode=max,compression=" + format}},
+		} {
+			t.Run(format+" "+what, func(t *testing.T) {
+				s := r.solve("app:1")
+				s.Context = filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", s.Dockerfile))
+				s.Outputs, s.CacheTo = to.Outputs, to.CacheTo
+				remove := r.to.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusForbidden, Match: func(r *http.Request) bool {
+					return r.Method == http.MethodPost || r.Method == http.MethodPut
+				}})
+				r.from.Log.Reset()
+				wantContains(t, "error", buildFails(t, d, s), "403", "there is no right to write there: `docker login "+strings.TrimSuffix(r.target(""), "/")+"` with")
+				if sent := r.from.Log.BlobBytes()[r.layers[1]]; what != "image" && sent > sizeOf(t, r.base, r.layers[1])/4 {
+					t.Errorf("%d bytes of a layer were fetched that nobody takes", sent)
+				}
+				wantNoIngests(t, d)
+				remove()
+				build(t, d, s)
+				if what == "passed" && format == "estargz" {
+					r.pull(t, "estargz/app:1")
+				}
+			})
+		}
 	}
-	wantNoIngests(t, d)
-	remove()
-	build(t, d, s)
-	r.pull(t, "app:1")
 }
 
 // TestExportToFullDisk has no room for the layer that is written: the error says so, and once there is some the export succeeds.
@@ -178,12 +211,17 @@ func TestExportToFullDisk(t *testing.T) {
 				tag := format + ":" + strings.TrimPrefix(door[0], "BUILDKITD_LAZY_MOUNT=")
 				s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN head -c 16000000 /dev/urandom > /large\n"}
 				build(t, d, s)
+				archive := s
+				archive.Outputs = []string{"type=oci,dest=" + filepath.Join(t.TempDir(), "oci.tar") + ",compression=" + format}
 				s.Outputs = []string{"type=image,name=" + reg.Ref(tag) + ",push=true,compression=" + format}
-				wantContains(t, "error", buildFails(t, d, s), "no space left on device")
+				for _, s := range []client.Solve{s, archive} {
+					wantContains(t, "error", buildFails(t, d, s), "no space left on device")
+				}
 				if err := os.Remove(ballast); err != nil {
 					t.Fatal(err)
 				}
 				build(t, d, s)
+				build(t, d, archive)
 				wantNoIngests(t, d)
 				if img := pull(t, reg, tag); format == "estargz" {
 					wantEStargz(t, img)
