@@ -101,17 +101,21 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 			return nil, nil, nil, err
 		}
 	}
+	left := &stayed{}
 	wrapped := src.Clone()
-	wrapped.Ref = i.wrap(src.Ref, baseOf(src, ""), rewritings[""])
+	wrapped.Ref = i.wrap(src.Ref, baseOf(src, ""), rewritings[""], left)
 	for k, r := range src.Refs {
-		wrapped.Refs[k] = i.wrap(r, baseOf(src, k), rewritings[k])
+		wrapped.Refs[k] = i.wrap(r, baseOf(src, k), rewritings[k], left)
 	}
 	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
 	if err != nil {
 		return resp, finalize, desc, err
 	}
 	finalize = i.pushing(finalize, src, nameOf(resp), info.SessionID)
-	if finalize, err = i.finish(ctx, finalize, nameOf(resp), info.SessionID); err != nil {
+	if err = left.warn(ctx); err == nil {
+		finalize, err = i.finish(ctx, finalize, nameOf(resp), info.SessionID)
+	}
+	if err != nil {
 		if desc != nil {
 			err = errors.Join(err, desc.Release())
 		}
@@ -150,11 +154,11 @@ func (i *instance) finish(ctx context.Context, finalize bkexporter.FinalizeFunc,
 	}, nil
 }
 
-func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *rewriting) cache.ImmutableRef {
+func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *rewriting, left *stayed) cache.ImmutableRef {
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.exporter.Content, i.estargz, i.chunked, base, i.blobs, rewriting}
+	return &ref{r, i.exporter.Content, i.estargz, i.chunked, base, i.blobs, rewriting, left}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
@@ -167,6 +171,7 @@ type ref struct {
 	base      []digest.Digest // DiffIDs of the base image
 	blobs     Blobs
 	rewriting *rewriting
+	stayed    *stayed
 }
 
 // GetRemotes implements cache.ImmutableRef.
@@ -179,6 +184,9 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 	for i := range remotes {
 		remotes[i] = r.toPush(ctx, remotes[i], s)
 		if createIfNeeded {
+			if writesOurs(cfg.Compression.Type) && !cfg.Compression.Force {
+				r.stayed.note(ctx, remotes[i], r.base, cfg.Compression.Type)
+			}
 			if remotes[i], err = r.rewriting.do(ctx, remotes[i], cfg.Compression); err != nil {
 				return nil, err
 			}
@@ -189,5 +197,5 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.content, r.estargz, r.chunked, r.base, r.blobs, r.rewriting}
+	return &ref{r.ImmutableRef.Clone(), r.content, r.estargz, r.chunked, r.base, r.blobs, r.rewriting, r.stayed}
 }

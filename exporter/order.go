@@ -14,13 +14,10 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
-	"github.com/moby/buildkit/client"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
-	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
-	"github.com/moby/buildkit/util/progress"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -174,15 +171,7 @@ func (o *ordering) warn(ctx context.Context) error {
 	if o.first.Load() > 0 {
 		return nil
 	}
-	pw, ok, _ := progress.NewFromContext(ctx)
-	if !ok {
-		return nil
-	}
-	if err := pw.Write(identity.NewID(), client.VertexWarning{Level: 1, Short: fmt.Appendf(nil,
-		"%s=%s: none of its %d paths is in a layer that this build has made; layers of the base image, and those that were exported in another format before, stay as they are without force-compression=true",
-		keyPrioritize, o.name, o.list.Len()),
-	}); err != nil {
-		return err
-	}
-	return pw.Close()
+	return warn(ctx, fmt.Sprintf(
+		"%s=%s: no file that it names is in a layer that this build has made; layers of the base image, and those that were exported in another format before, stay as they are without force-compression=true",
+		keyPrioritize, o.name))
 }

@@ -262,17 +262,21 @@ func sortedNumbers(n int) (names []string) {
 	return names
 }
 
-// TestExportReservedName has a layer that can't be eStargz.
+// TestExportReservedName has a layer that can't be eStargz, and can be zstd:chunked.
 func TestExportReservedName(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
 	for _, name := range []string{"stargz.index.json", ".prefetch.landmark", ".no.prefetch.landmark"} {
-		got := buildFails(t, d, client.Solve{
-			Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN echo x > /" + name + "\n",
-			Outputs:    []string{"type=image,name=" + reg.Ref("never:1") + ",push=true,compression=estargz"},
-		})
-		wantContains(t, "error", got, name, "reserved")
+		s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN echo x > /" + name + "\n"}
+		archive := ",dest=" + filepath.Join(t.TempDir(), "x.tar")
+		for _, to := range []string{"type=image,name=" + reg.Ref("never:1") + ",push=true", "type=oci" + archive, "type=docker" + archive} {
+			s.Outputs = []string{to + ",compression=estargz"}
+			wantContains(t, to+": error", buildFails(t, d, s), name, "reserved", "choose zstdchunked")
+		}
+		s.Outputs = []string{"type=image,name=" + reg.Ref("chunked:1") + ",push=true,compression=zstdchunked"}
+		build(t, d, s)
+		wantZstdOnTop(t, pull(t, reg, "chunked:1"))
 	}
 }
 
@@ -538,5 +542,29 @@ func TestSenselessAttributes(t *testing.T) {
 			})
 			wantContains(t, "error", got, c.want...)
 		})
+	}
+}
+
+// TestExportStays exports what is in the cache in another format already: who didn't force it is told that it stays.
+func TestExportStays(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:gzip", busybox(t), baseimage.Gzip)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	s := client.Solve{Dockerfile: "FROM " + reg.Ref("base:gzip") + "\nRUN echo a > /a\n", Plain: true}
+	image := "type=image,name=" + reg.Ref("app:1") + ",push=true"
+	const told = "stays gzip, as it is in the cache; with force-compression=true all layers are converted"
+	for _, c := range []struct{ attrs, want string }{
+		{"", ""},
+		{",compression=estargz", "compression=estargz: a layer that this build has made " + told},
+		{",compression=zstdchunked", "compression=zstdchunked: a layer that this build has made " + told},
+		{",compression=estargz,force-compression=true", ""},
+	} {
+		s.Outputs = []string{image + c.attrs}
+		res := build(t, d, s)
+		if c.want != "" {
+			wantContains(t, c.attrs+": progress", res.Plain, c.want)
+		} else if strings.Contains(res.Plain, "stays") {
+			t.Errorf("%s: progress:\n%s", c.attrs, res.Plain)
+		}
 	}
 }

@@ -247,7 +247,7 @@ func TestPrioritizeExporters(t *testing.T) {
 	})
 	t.Run("nothing is first", func(t *testing.T) {
 		res := build(t, d, client.Solve{Context: dir, Outputs: imageTo(reg, "pushed:4", ",lazy-prioritize=nothing"), Plain: true})
-		wantContains(t, "progress", res.Plain, "lazy-prioritize=nothing: none of its 1 paths is in a layer that this build has made")
+		wantContains(t, "progress", res.Plain, "lazy-prioritize=nothing: no file that it names is in a layer that this build has made")
 		wantFirst(t, pull(t, reg, "pushed:4"), 1, estargz.NoPrefetchLandmark, "app/last")
 	})
 	for value, want := range map[string]string{
