@@ -2,9 +2,11 @@ package integration
 
 import (
 	"encoding/json"
-	"maps"
+	"io"
+	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -21,7 +23,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
-// TestExportsLikeStock exports the same build by stock BuildKit and by ours, with every option that has a say in what is pushed: but for
+// TestExportsLikeStock exports the same build by stock BuildKit and by ours, with every option that has a say in what is pushed, or in an archive: but for
 // the bytes of the layers, and what follows from them, it's the same. What stock knows nothing of, zstd:chunked, is compared with its zstd.
 func TestExportsLikeStock(t *testing.T) {
 	t.Run("estargz", func(t *testing.T) { testExportsLikeStock(t, "estargz", "estargz") })
@@ -76,9 +78,6 @@ ENTRYPOINT ["/scan"]
 		{"", onBase("base:gzip"), []string{"--export-cache", "type=inline"}},
 		{"", "FROM scratch\n", nil},
 	} {
-		if oursAs == "zstdchunked" && strings.Contains(c.attrs, "rewrite-timestamp") {
-			continue // they conflict
-		}
 		t.Run(strings.Join(append([]string{c.attrs}, c.args...), " "), func(t *testing.T) {
 			context := filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", c.dockerfile))
 			export := func(d *daemon.Daemon, repo, compression string) (tree any, metadata []string) {
@@ -99,23 +98,132 @@ ENTRYPOINT ["/scan"]
 				if err := json.Unmarshal(res.Metadata["containerimage.digest"], &dgst); err != nil {
 					t.Fatal(err)
 				}
-				for k := range maps.Keys(res.Metadata) {
-					if k != "lazy.report" {
-						metadata = append(metadata, k)
-					}
-				}
-				slices.Sort(metadata)
-				return imageTree(t, reg, repo, dgst), metadata
+				return imageTree(t, inRegistry(t, reg, repo), dgst), metadataOf(t, res, repo)
 			}
 			theirs, theirKeys := export(stock, "like/stock", stockAs)
 			got, keys := export(ours, "like/ours", oursAs)
-			if !slices.Equal(keys, theirKeys) {
-				t.Errorf("metadata %q, stock has %q", keys, theirKeys)
-			}
-			if !reflect.DeepEqual(got, theirs) {
-				t.Errorf("exported:\n%s\nstock:\n%s", indented(t, got), indented(t, theirs))
-			}
+			wantLikeStock(t, got, theirs, keys, theirKeys)
 		})
+	}
+	archives := t.TempDir()
+	for _, c := range []struct {
+		attrs      string
+		dockerfile string
+		args       []string
+	}{
+		{"", onBase("base:gzip"), nil},
+		{"force-compression=true", onBase("base:gzip"), nil},
+		{"force-compression=true", onBase("base:gzip"), append(slices.Clone(sbom), provenance...)},
+		{"oci-artifact=true", onBase("base:gzip"), provenance},
+		{"annotation.org.example.a=1,annotation-index.org.example.d=4,annotation-manifest-descriptor.org.example.c=3", scratch, platforms},
+		{"source-date-epoch=1600000000,rewrite-timestamp=true", onBase("base:gzip"), nil},
+		{"name-canonical=true", onBase("base:gzip"), nil},
+	} {
+		for _, exporter := range []string{"oci", "docker"} {
+			if exporter == "docker" && (c.args != nil || strings.Contains(c.attrs, "annotation-index")) {
+				continue // it has no place for an index
+			}
+			t.Run(strings.Join(append([]string{exporter, c.attrs}, c.args...), " "), func(t *testing.T) {
+				context := filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", c.dockerfile))
+				export := func(d *daemon.Daemon, compression string) (tree any, metadata []string) {
+					t.Helper()
+					attrs := c.attrs
+					dir, err := os.MkdirTemp(archives, "") // without the commas of the test's name
+					if err != nil {
+						t.Fatal(err)
+					}
+					if attrs != "" {
+						attrs = "," + attrs
+					}
+					res := build(t, d, client.Solve{Context: context, Args: c.args, Outputs: []string{"type=" + exporter + ",name=repo:1,tar=false,dest=" + dir + ",compression=" + compression + attrs}})
+					index, err := os.ReadFile(filepath.Join(dir, "index.json"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					var doc map[string]any
+					if err := json.Unmarshal(index, &doc); err != nil {
+						t.Fatal(err)
+					}
+					top := doc["manifests"].([]any)[0].(map[string]any)
+					return []any{withoutBytes("", doc), imageTree(t, inLayout(t, dir), top["digest"].(string))}, metadataOf(t, res, "")
+				}
+				theirs, theirKeys := export(stock, strings.Replace(stockAs, "estargz", "estargz,oci-mediatypes=true", 1))
+				got, keys := export(ours, oursAs)
+				wantLikeStock(t, got, theirs, keys, theirKeys)
+			})
+		}
+	}
+}
+
+func wantLikeStock(t *testing.T, got, theirs any, keys, theirKeys []string) {
+	t.Helper()
+	if !slices.Equal(keys, theirKeys) {
+		t.Errorf("metadata %q, stock has %q", keys, theirKeys)
+	}
+	if !reflect.DeepEqual(got, theirs) {
+		t.Errorf("exported:\n%s\nstock:\n%s", indented(t, got), indented(t, theirs))
+	}
+}
+
+// metadataOf is what a client gets to know of an export: what there is, and the names.
+func metadataOf(t *testing.T, res *client.Result, repo string) (metadata []string) {
+	t.Helper()
+	for k, v := range res.Metadata {
+		switch {
+		case k == "lazy.report":
+			continue
+		case k == "image.name" && repo != "":
+			k += " " + someDigest.ReplaceAllString(strings.ReplaceAll(string(v), repo, "repo"), "DIGEST")
+		}
+		metadata = append(metadata, k)
+	}
+	slices.Sort(metadata)
+	return metadata
+}
+
+var someDigest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+
+// inRegistry returns what reads manifests and blobs of a repository.
+func inRegistry(t *testing.T, reg *registry.Registry, repo string) func(dgst string, manifest bool) []byte {
+	return func(dgst string, manifest bool) []byte {
+		t.Helper()
+		ref, err := name.NewDigest(reg.Ref(repo) + "@" + dgst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if manifest {
+			desc, err := remote.Get(ref, remote.WithTransport(reg.Transport()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return desc.Manifest
+		}
+		l, err := remote.Layer(ref, remote.WithTransport(reg.Transport()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rc, err := l.Compressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rc.Close()
+		b, err := io.ReadAll(rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+}
+
+// inLayout is inRegistry of an OCI layout.
+func inLayout(t *testing.T, dir string) func(dgst string, manifest bool) []byte {
+	return func(dgst string, _ bool) []byte {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, "blobs", strings.ReplaceAll(dgst, ":", "/")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
 	}
 }
 
@@ -164,18 +272,10 @@ func pushForeign(t *testing.T, reg *registry.Registry, img v1.Image, tag string)
 }
 
 // imageTree is all that an index or a manifest leads to, without digests, sizes and times.
-func imageTree(t *testing.T, reg *registry.Registry, repo, dgst string) any {
+func imageTree(t *testing.T, read func(dgst string, manifest bool) []byte, dgst string) any {
 	t.Helper()
-	ref, err := name.NewDigest(reg.Ref(repo) + "@" + dgst)
-	if err != nil {
-		t.Fatal(err)
-	}
-	desc, err := remote.Get(ref, remote.WithTransport(reg.Transport()))
-	if err != nil {
-		t.Fatal(err)
-	}
 	var doc map[string]any
-	if err := json.Unmarshal(desc.Manifest, &doc); err != nil {
+	if err := json.Unmarshal(read(dgst, true), &doc); err != nil {
 		t.Fatal(err)
 	}
 	children := map[string]any{}
@@ -190,24 +290,10 @@ func imageTree(t *testing.T, reg *registry.Registry, repo, dgst string) any {
 			mt, _ := child["mediaType"].(string)
 			switch {
 			case field == "manifests":
-				children[field] = append(asList(children[field]), imageTree(t, reg, repo, d))
+				children[field] = append(asList(children[field]), imageTree(t, read, d))
 			case strings.HasSuffix(mt, "image.config.v1+json"), strings.Contains(mt, "in-toto"):
-				ref, err := name.NewDigest(reg.Ref(repo) + "@" + d)
-				if err != nil {
-					t.Fatal(err)
-				}
-				l, err := remote.Layer(ref, remote.WithTransport(reg.Transport()))
-				if err != nil {
-					t.Fatal(err)
-				}
-				rc, err := l.Compressed()
-				if err != nil {
-					t.Fatal(err)
-				}
 				var content map[string]any
-				err = json.NewDecoder(rc).Decode(&content)
-				rc.Close()
-				if err != nil {
+				if err := json.Unmarshal(read(d, false), &content); err != nil {
 					t.Fatal(err)
 				}
 				delete(content, "predicate") // how it was built, by whom
@@ -245,7 +331,7 @@ func withoutBytes(key string, v any) any {
 		return out
 	case string:
 		switch {
-		case key == "created", key == "moby.buildkit.cache.v0", key == "sha256", strings.HasPrefix(v, "sha256:"):
+		case key == "created", key == "org.opencontainers.image.created", key == "moby.buildkit.cache.v0", key == "sha256", strings.HasPrefix(v, "sha256:"):
 			return key
 		case key == "io.containers.estargz.uncompressed-size":
 			return key
