@@ -35,7 +35,7 @@ func showConversion(out io.Writer, mode string) (*conversionDisplay, error) {
 	if !ok {
 		to = writerFile{Writer: out}
 	}
-	display, err := progressui.NewDisplay(to, progressui.DisplayMode(mode))
+	display, err := progressui.NewDisplay(to, progressui.DisplayMode(mode), progressui.WithPhase("Converting"))
 	if err != nil {
 		return nil, fmt.Errorf("--progress=%s: %w", mode, err)
 	}
