@@ -19,7 +19,9 @@
 // as an image by itself, before the image whose layers they describe.
 //
 // All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
-// nothing in the content store that anything refers to.
+// nothing in the content store that anything refers to. Where compression is forced, the error names the layer that couldn't be converted, and one
+// whose DiffID isn't what its image's configuration says is refused. Without force, a layer that is in the cache in another format stays that, and
+// a warning says so.
 //
 // Attributes are checked before a build spends its time: those which
 // make no sense together, or that no exporter knows, are errors which say so.
