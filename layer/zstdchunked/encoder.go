@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
+	klauspost "github.com/klauspost/compress/zstd"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstd"
 )
 
 const (
@@ -15,29 +17,38 @@ const (
 	window = 8 << 20
 )
 
-// encoders are those of a level that nobody uses. The same bytes make the same frame with each of them, whatever it has compressed before.
+// An encoder appends a frame of p to dst. The same bytes make the same frame, whatever it has compressed before.
+type encoder func(dst, p []byte) ([]byte, error)
+
+// encoderOf returns the encoder of a level. It is safe for concurrent use.
+func encoderOf(level klauspost.EncoderLevel) encoder {
+	if level == klauspost.SpeedDefault {
+		return func(dst, p []byte) ([]byte, error) { return zstd.Append(dst, p), nil }
+	}
+	return encodersOf[level-klauspost.SpeedFastest].append
+}
+
+// encoders are klauspost's of a level that nobody uses.
 type encoders struct {
-	level zstd.EncoderLevel
+	level klauspost.EncoderLevel
 	free  sync.Pool
 }
 
-// get returns an encoder, for EncodeAll.
-func (es *encoders) get() (*zstd.Encoder, error) {
-	if e, ok := es.free.Get().(*zstd.Encoder); ok {
-		return e, nil
+func (es *encoders) append(dst, p []byte) ([]byte, error) {
+	e, ok := es.free.Get().(*klauspost.Encoder)
+	if !ok {
+		var err error
+		// The digests of chunks and layers say more than checksums of frames would.
+		if e, err = klauspost.NewWriter(nil, klauspost.WithEncoderLevel(es.level), klauspost.WithWindowSize(window), klauspost.WithEncoderConcurrency(1),
+			klauspost.WithEncoderCRC(false), klauspost.WithZeroFrames(true)); err != nil {
+			return nil, fmt.Errorf("zstd encoder of level %d: %w", es.level, err)
+		}
 	}
-	// The digests of chunks and layers say more than checksums of frames would.
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(es.level), zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true))
-	if err != nil {
-		return nil, fmt.Errorf("zstd encoder of level %d: %w", es.level, err)
-	}
-	return e, nil
+	defer es.free.Put(e)
+	return e.EncodeAll(p, dst), nil
 }
-
-func (es *encoders) put(e *zstd.Encoder) { es.free.Put(e) }
 
 // encodersOf are there for every level.
 var encodersOf = [...]encoders{
-	{level: zstd.SpeedFastest}, {level: zstd.SpeedDefault}, {level: zstd.SpeedBetterCompression}, {level: zstd.SpeedBestCompression},
+	{level: klauspost.SpeedFastest}, {level: klauspost.SpeedDefault}, {level: klauspost.SpeedBetterCompression}, {level: klauspost.SpeedBestCompression},
 }

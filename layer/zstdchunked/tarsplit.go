@@ -1,23 +1,22 @@
 package zstdchunked
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstd"
 )
 
 // A tarSplit is all of a tar that isn't the content of files, in JSON: with it, Podman makes the tar again out of the files, and so compares
 // with the DiffID what it has fetched by the TOC. As https://github.com/vbatts/tar-split has it, there is a segment of bytes in front of each
 // entry, with the padding of the last one and the headers of the next, and behind it the file, with its CRC.
 type tarSplit struct {
-	packed bytes.Buffer
-	zstd   *zstd.Encoder
+	packed []byte // frames, of pieces
+	piece  []byte // of the JSON, that is to be one
 	packer storage.Packer
 	size   int64 // of the JSON
 
@@ -32,21 +31,29 @@ type tarSplit struct {
 // maxSegment is more than headers can be, so that one that is longer is behind the end of the tar.
 const maxSegment = 4 << 20
 
-func newTarSplit() (*tarSplit, error) {
+// pieceSize is how much of the JSON is compressed at once: headers resemble their neighbours, and all that are written beside each other have
+// one in memory.
+const pieceSize = 512 << 10
+
+func newTarSplit() *tarSplit {
 	s := &tarSplit{}
-	var err error
-	// Headers resemble their neighbours: a small window takes little memory for each of the layers that are written beside each other.
-	if s.zstd, err = zstd.NewWriter(&s.packed, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false)); err != nil {
-		return nil, err
-	}
 	s.packer = storage.NewJSONPacker(s)
-	return s, nil
+	return s
 }
 
 // Write implements io.Writer, for the packer.
 func (s *tarSplit) Write(p []byte) (int, error) {
 	s.size += int64(len(p))
-	return s.zstd.Write(p)
+	if s.piece = append(s.piece, p...); len(s.piece) >= pieceSize {
+		s.pack()
+	}
+	return len(p), nil
+}
+
+// pack compresses the piece at hand.
+func (s *tarSplit) pack() {
+	s.packed = zstd.Append(s.packed, s.piece)
+	s.piece = s.piece[:0]
 }
 
 // add adds a frame.
@@ -126,8 +133,6 @@ func (s *tarSplit) finish() ([]byte, error) {
 	if err := s.flush(); err != nil {
 		return nil, err
 	}
-	if err := s.zstd.Close(); err != nil {
-		return nil, wrap(err)
-	}
-	return s.packed.Bytes(), nil
+	s.pack()
+	return s.packed, nil
 }

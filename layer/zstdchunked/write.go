@@ -73,11 +73,8 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if opt.Pool == nil {
 		opt.Pool = frames.NewPool(0)
 	}
-	split, err := newTarSplit()
-	if err != nil {
-		return Written{}, err
-	}
-	f := &format{encoders: &encodersOf[level-zstd.SpeedFastest], pool: opt.Pool, toc: frames.NewIndex(), split: split}
+	split := newTarSplit()
+	f := &format{encode: encoderOf(level), pool: opt.Pool, toc: frames.NewIndex(), split: split}
 	out, err := frames.Write(ctx, w, tar, f, frames.Options{ChunkSize: opt.ChunkSize, MinChunkSize: batch, Pool: opt.Pool, Blob: true, Tar: !opt.NoDiffID})
 	if err != nil {
 		return Written{}, err
@@ -106,32 +103,28 @@ type entry struct {
 
 // A format makes zstd:chunked of frames.
 type format struct {
-	encoders *encoders
-	pool     *frames.Pool
-	toc      *frames.Index
-	split    *tarSplit
+	encode encoder
+	pool   *frames.Pool
+	toc    *frames.Index
+	split  *tarSplit
 }
 
 // Pack implements frames.Format. What package frames has put together is handled in one go, but each payload begins a zstd frame of its own.
 func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 	fr.HashChunks()
-	e, err := f.encoders.get()
-	if err != nil {
-		return nil, err
-	}
-	defer f.encoders.put(e)
 	// What can't be compressed grows by 3 bytes in 128 KiB, and by the header of its frame.
 	out := f.pool.Buffer(len(fr.Tar) + len(fr.Tar)>>12 + (len(fr.Records)+1)*maxFrameHeader)
 	var last *frames.Record // whose frame begins at done
 	done := 0
-	compress := func(end int) {
+	compress := func(end int) (err error) {
 		if end > done {
-			out = e.EncodeAll(fr.Tar[done:end], out)
+			out, err = f.encode(out, fr.Tar[done:end])
 		}
 		if last != nil {
 			last.End = len(out)
 		}
 		done = end
+		return err
 	}
 	for i := range fr.Records {
 		r := &fr.Records[i]
@@ -141,11 +134,13 @@ func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 		if r.Part == frames.Whole {
 			r.CRC = crc(0, r.Payload(fr))
 		}
-		compress(r.Start)
+		if err := compress(r.Start); err != nil {
+			return nil, err
+		}
 		r.Begin, last = len(out), r
 	}
-	compress(len(fr.Tar))
-	return out, nil
+	err := compress(len(fr.Tar))
+	return out, err
 }
 
 // Put implements frames.Format.
@@ -178,12 +173,10 @@ func (f *format) finish(out *frames.Output) (map[string]string, error) {
 	if len(json) > maxTOC {
 		return nil, nil // Podman won't have it
 	}
-	e, err := f.encoders.get()
+	packed, err := f.encode(nil, json)
 	if err != nil {
 		return nil, err
 	}
-	packed := e.EncodeAll(json, nil)
-	f.encoders.put(e)
 	_, end := out.Blob()
 	at := end + frameHeader
 	splitAt := at + int64(len(packed)) + frameHeader

@@ -1,0 +1,117 @@
+package zstd
+
+import (
+	"bytes"
+	"errors"
+
+	"github.com/klauspost/compress/huff0"
+)
+
+// Kinds of blocks, and of literals in one.
+const (
+	blockRaw        = 0
+	blockRepeated   = 1
+	blockCompressed = 2
+	blockHeader     = 3
+
+	literalsRaw      = 0
+	literalsRepeated = 1
+	literalsHuffman  = 2
+	literalsLast     = 3 // in the code of a block before
+)
+
+const (
+	// maxPacked is more than a block can take, whatever it is: no match takes more than the bytes that it stands for, less than 2 bits apart,
+	// and the states of three codes.
+	maxPacked = 2*maxBlock + 1024
+	// leastHuffman is how many literals are worth a code, and leastStreams how many are in four streams, which decoders read at once.
+	leastHuffman = 32
+	leastStreams = 1024
+)
+
+// block appends src[begin:] as a block. What is before may be matched.
+func (e *encoder) block(out, src []byte, begin int, last bool) []byte {
+	p := src[begin:]
+	if len(p) >= leastRepeated && bytes.Equal(p[1:], p[:len(p)-1]) {
+		return append(appendBlockHeader(out, blockRepeated, len(p), last), p[0])
+	}
+	before := e.recent
+	e.parse(src, begin)
+	packed := e.appendLiterals(e.packed[:0])
+	packed = e.coder.append(packed, e.seqs)
+	if len(packed) < len(p) {
+		return append(appendBlockHeader(out, blockCompressed, len(packed), last), packed...)
+	}
+	// Who decompresses doesn't see what this one would have left to the next.
+	e.recent = before
+	e.forget()
+	return append(appendBlockHeader(out, blockRaw, len(p), last), p...)
+}
+
+// forget has the next block begin with codes of its own.
+func (e *encoder) forget() {
+	e.huffman.Reuse = huff0.ReusePolicyNone
+	e.coder.last = [3]*table{}
+}
+
+func appendBlockHeader(out []byte, kind, size int, last bool) []byte {
+	h := kind<<1 | size<<3
+	if last {
+		h |= 1
+	}
+	return append(out, byte(h), byte(h>>8), byte(h>>16))
+}
+
+// appendLiterals appends the literals of a block.
+func (e *encoder) appendLiterals(out []byte) []byte {
+	n := len(e.lits)
+	var packed []byte
+	var again bool // in the same code as before
+	err := huff0.ErrIncompressible
+	switch {
+	case n < leastHuffman:
+	case n < leastStreams:
+		packed, again, err = huff0.Compress1X(e.lits, &e.huffman)
+	default:
+		packed, again, err = huff0.Compress4X(e.lits, &e.huffman)
+	}
+	if errors.Is(err, huff0.ErrUseRLE) {
+		return append(appendLiteralsHeader(out, literalsRepeated, n), e.lits[0])
+	}
+	if err != nil {
+		return append(appendLiteralsHeader(out, literalsRaw, n), e.lits...)
+	}
+	e.huffman.Reuse = huff0.ReusePolicyAllow
+	h := uint64(literalsHuffman)
+	if again {
+		h = literalsLast
+	}
+	// The kind, what is to follow, and both sizes.
+	size, most := 0, uint64(len(packed))
+	switch {
+	case n < leastStreams:
+		size, h = 3, h|0<<2|uint64(n)<<4|most<<14
+	case n < 1<<14:
+		size, h = 4, h|2<<2|uint64(n)<<4|most<<18
+	default:
+		size, h = 5, h|3<<2|uint64(n)<<4|most<<22
+	}
+	for ; size > 0; size-- {
+		out = append(out, byte(h))
+		h >>= 8
+	}
+	return append(out, packed...)
+}
+
+// appendLiteralsHeader appends the header of literals that are in no code.
+func appendLiteralsHeader(out []byte, kind, n int) []byte {
+	switch {
+	case n < 1<<5:
+		return append(out, byte(kind|n<<3))
+	case n < 1<<12:
+		h := kind | 1<<2 | n<<4
+		return append(out, byte(h), byte(h>>8))
+	}
+	h := kind | 3<<2 | n<<4
+	return append(out, byte(h), byte(h>>8), byte(h>>16))
+}

@@ -1,0 +1,201 @@
+package zstd
+
+import "math/bits"
+
+// Sequences are coded by Finite State Entropy, in three codes: of the numbers of literals, of the lengths of matches, and of their offsets. A code is
+// made from a distribution: how many of a table's states, of which there is a power of two, stand for each symbol.
+
+const (
+	// maxSymbols is how many symbols a code has at most: lengths of matches.
+	maxSymbols = 53
+	// maxLog is that of the largest table.
+	maxLog = 9
+	minLog = 5
+	// lessThanOne is what a distribution has for a symbol that gets a state although it's rarer than that.
+	lessThanOne = -1
+)
+
+// A table is a code, ready to encode.
+type table struct {
+	log    uint
+	states [1 << maxLog]uint16
+	// Of each symbol: what to add to a state to have in its upper half how many bits to write, and where its next states are.
+	delta [maxSymbols]uint32
+	next  [maxSymbols]int32
+	// The distribution it's made of.
+	norm [maxSymbols]int16
+	n    int // symbols
+}
+
+// build makes the code of a distribution, of 1 << log states.
+func (t *table) build(norm []int16, log uint) {
+	size := 1 << log
+	t.log, t.n = log, len(norm)
+	copy(t.norm[:], norm)
+	var symbols [1 << maxLog]uint8
+	var first [maxSymbols + 1]int
+	high := size - 1
+	for s, p := range norm {
+		if p == lessThanOne {
+			symbols[high] = uint8(s)
+			high--
+			p = 1
+		}
+		first[s+1] = first[s] + int(p)
+	}
+	step, at := size>>1+size>>3+3, 0
+	for s, p := range norm {
+		for range p {
+			symbols[at] = uint8(s)
+			for at = (at + step) & (size - 1); at > high; at = (at + step) & (size - 1) {
+			}
+		}
+	}
+	place := first
+	for i, s := range symbols[:size] {
+		t.states[place[s]] = uint16(size + i)
+		place[s]++
+	}
+	for s, p := range norm {
+		switch p {
+		case 0:
+		case lessThanOne, 1:
+			t.delta[s] = uint32(log<<16) - uint32(size)
+			t.next[s] = int32(first[s]) - 1
+		default:
+			most := log - uint(bits.Len16(uint16(p-1))) + 1
+			t.delta[s] = uint32(most<<16) - uint32(p)<<most
+			t.next[s] = int32(first[s]) - int32(p)
+		}
+	}
+}
+
+// repeat makes a code of one symbol, which takes no bits.
+func (t *table) repeat(symbol uint8) {
+	t.log, t.n = 0, int(symbol)+1
+	t.states[0] = 0
+	t.delta[symbol], t.next[symbol] = 0, 0
+}
+
+// bit is one, where parts of bits are counted.
+const bit = 16
+
+// cost returns what symbols take that occur so many times, without their extra bits: more than anything where one of them isn't in the code.
+func (t *table) cost(counts []uint32) uint32 {
+	const impossible = 1 << 31
+	if len(counts) > t.n || t.log == 0 {
+		return impossible
+	}
+	cost := uint32(0)
+	for s, k := range counts {
+		if k == 0 {
+			continue
+		}
+		switch p := t.norm[s]; p {
+		case 0:
+			return impossible
+		case lessThanOne:
+			cost += k * uint32(t.log) * bit
+		default:
+			cost += k * (uint32(t.log)*bit - log16(uint32(p)))
+		}
+	}
+	return cost
+}
+
+// log16 returns the logarithm to the base 2 of v, which isn't 0, in parts of a bit.
+func log16(v uint32) uint32 {
+	n := logOf(v)
+	return n*bit + uint32(log16Of[v<<(31-n)>>26&31])
+}
+
+// log16Of is that of 1 to 2 in steps of a 32nd.
+var log16Of = [32]uint8{0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 13, 14, 14, 15, 15, 15, 16}
+
+// begin returns the state from which a decoder will read a symbol last: the first one that is encoded.
+func (t *table) begin(symbol uint8) uint32 {
+	d := t.delta[symbol]
+	n := (d + 1<<15) >> 16
+	return uint32(t.states[int32((n<<16-d)>>n)+t.next[symbol]])
+}
+
+// normalize makes a distribution of counts, of which there are total: that of 1 << log states. Whatever is there gets one.
+func normalize(norm []int16, counts []uint32, total int, log uint) {
+	left, largest := 1<<log, 0
+	scale := uint64(1<<(log+32)) / uint64(total)
+	for s, c := range counts {
+		if c == 0 {
+			norm[s] = 0
+			continue
+		}
+		p := max(int((uint64(c)*scale+1<<31)>>32), 1)
+		norm[s] = int16(p)
+		left -= p
+		if c > counts[largest] {
+			largest = s
+		}
+	}
+	if left >= 0 || -left < int(norm[largest])/4 {
+		norm[largest] += int16(left)
+		return
+	}
+	for ; left < 0; left++ {
+		largest = 0
+		for s, p := range norm {
+			if p > norm[largest] {
+				largest = s
+			}
+		}
+		norm[largest]--
+	}
+}
+
+// logFor returns the size of table that so many sequences are worth.
+func logFor(total, symbols int, most uint) uint {
+	log := min(uint(max(bits.Len(uint(total-1))-3, 0)), most)
+	least := min(uint(bits.Len(uint(total))), uint(bits.Len(uint(symbols-1)))+1)
+	return min(max(log, least, minLog), most)
+}
+
+// appendDistribution appends a table's distribution, as decoders make the table from. out has room for it.
+func appendDistribution(out []byte, norm []int16, log uint) []byte {
+	w := bitWriter{out: out}
+	w.add(uint64(log-minLog), 4)
+	size := 1 << log
+	left, threshold, n := size+1, size, log+1
+	zero := false // whether the symbol before has none
+	for s := 0; s < len(norm) && left > 1; {
+		if zero {
+			start := s
+			for norm[s] == 0 {
+				s++
+			}
+			for ; s >= start+3; start += 3 {
+				w.add(3, 2)
+				w.flush()
+			}
+			w.add(uint64(s-start), 2)
+		}
+		p := int(norm[s])
+		s++
+		most := 2*threshold - 1 - left
+		left -= max(p, -p)
+		p++
+		if p >= threshold {
+			p += most
+		}
+		width := n
+		if p < most {
+			width--
+		}
+		w.add(uint64(p), width)
+		w.flush()
+		zero = p == 1
+		for left < threshold {
+			n--
+			threshold >>= 1
+		}
+	}
+	w.align()
+	return w.out
+}

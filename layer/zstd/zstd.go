@@ -1,0 +1,101 @@
+// Package zstd compresses what is in memory to frames of zstd (RFC 8878): files of layers, or chunks of them, of which there are tens of
+// thousands, most of them of a few KiB, and most bytes in chunks of 4 MiB.
+//
+// There is one level. Of Debian's layers, file by file, it makes what klauspost's default level makes, which is zstd's 3, in three quarters of the
+// time. It knows the whole input before it begins, and so copies nothing, and has tables that are as large as the input is worth: each frame begins with
+// empty ones, and depends on its input alone.
+//
+//	search, parse    positions -> sequences of literals and a match      match.go
+//	literals         in a Huffman code, by klauspost's huff0             block.go
+//	sequences        in FSE codes of their own, or usual ones            sequences.go, fse.go
+//
+// Places where bytes were are found by two hashes, of 8 bytes far away and of 5 nearby. A place says some more bits of its hash, so that hardly any
+// is looked at, which may be far from all caches, that has other bytes.
+//
+// Functions are safe for concurrent use. Nothing fails: what can't be compressed is stored, and has 3 bytes more for each 128 KiB.
+package zstd
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"sync"
+
+	"github.com/klauspost/compress/huff0"
+)
+
+const (
+	magic = 0xFD2FB528
+	// window is how far back matches lead. Where the input isn't larger, decoders are told to keep all of it and no more.
+	windowLog = 23
+	window    = 1 << windowLog
+	// maxHeader is the largest header of a frame.
+	maxHeader = 4 + 2 + 4
+	// maxBlock is what a block decompresses to at most.
+	maxBlock = 128 << 10
+	// leastRepeated is the shortest block that is written as one byte, repeated.
+	leastRepeated = 4
+)
+
+// MaxSize returns the size of the largest frame that Append makes of n bytes.
+func MaxSize(n int) int { return maxHeader + n + blockHeader*max(1, (n+maxBlock-1)/maxBlock) }
+
+// Append appends a frame of p, of up to 4 GiB, to dst, and returns the extended buffer. The frame has the size of p in its header, and no
+// checksum.
+func Append(dst, p []byte) []byte {
+	e := encoders.Get().(*encoder)
+	defer encoders.Put(e)
+	return e.frame(dst, p)
+}
+
+// encoders are those that nobody uses. One takes 1.5 MB.
+var encoders = sync.Pool{New: func() any {
+	return &encoder{lits: make([]byte, 0, maxBlock+lookahead), packed: make([]byte, 0, maxPacked), huffman: huff0.Scratch{WantLogLess: 4}}
+}}
+
+// An encoder is what one frame takes in the making.
+type encoder struct {
+	finder finder
+	recent [3]uint32 // offsets, the last one first
+
+	// Of a block:
+	seqs   []sequence
+	lits   []byte
+	packed []byte
+
+	huffman huff0.Scratch
+	coder   coder
+}
+
+func (e *encoder) frame(out, p []byte) []byte {
+	out = appendFrameHeader(out, len(p))
+	if len(p) == 0 {
+		return appendBlockHeader(out, blockRaw, 0, true)
+	}
+	e.finder.reset(len(p))
+	e.recent = [3]uint32{1, 4, 8}
+	e.forget()
+	for begin := 0; begin < len(p); {
+		end := min(begin+maxBlock, len(p))
+		out = e.block(out, p[:end], begin, end == len(p))
+		begin = end
+	}
+	return out
+}
+
+// appendFrameHeader appends the header of a frame of so many bytes.
+func appendFrameHeader(out []byte, n int) []byte {
+	const single = 1 << 5
+	out = binary.LittleEndian.AppendUint32(out, magic)
+	switch {
+	case n < 256:
+		return append(out, single, byte(n))
+	case n < 256+1<<16:
+		return binary.LittleEndian.AppendUint16(append(out, 1<<6|single), uint16(n-256))
+	case n <= window:
+		return binary.LittleEndian.AppendUint32(append(out, 2<<6|single), uint32(n))
+	}
+	return binary.LittleEndian.AppendUint32(append(out, 2<<6, (windowLog-10)<<3), uint32(n))
+}
+
+// logOf returns the largest power of two that v, which isn't 0, isn't below.
+func logOf(v uint32) uint32 { return uint32(bits.Len32(v)) - 1 }
