@@ -18,6 +18,7 @@ test                   setfattr      attr             layers with extended attri
 test                   setcap        libcap2-bin      layers with file capabilities
 test                   mkfs.ext4     e2fsprogs        a small disk to fill
 test                   fsck.erofs    erofs-utils      checks the EROFS images that we write
+test                   zstd          zstd             decompresses the frames that we write
 test,image             gcc           gcc              builds the race detector and the runc of the image
 test,image             /usr/include/stdio.h libc6-dev what they link against
 test,image             pkg-config    pkg-config       finds libseccomp for the runc of the image
