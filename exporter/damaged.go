@@ -33,11 +33,14 @@ func writesOurs(t compression.Type) bool {
 	return false
 }
 
+// conversionFailed is what BuildKit says of a conversion that failed, and not of a layer that couldn't be had, of which nothing is to be found out.
+const conversionFailed = "failed to convert"
+
 // blame finds the layer that has made a forced export fail. BuildKit's conversion doesn't say which one it was, and has its source's errors
 // past the writer; nor does it say whose conversion it was that two exports have shared. So what has been fetched and isn't converted is
 // converted again, into nothing, by who is going to fail anyway.
 func blame(ctx context.Context, cs content.Store, ref cache.ImmutableRef, cfg cacheconfig.RefConfig, s session.Group, failed error) error {
-	if ctx.Err() != nil || errors.Is(failed, syscall.ENOSPC) || errors.Is(failed, syscall.EDQUOT) {
+	if ctx.Err() != nil || !strings.Contains(failed.Error(), conversionFailed) || errors.Is(failed, syscall.ENOSPC) || errors.Is(failed, syscall.EDQUOT) {
 		return failed
 	}
 	plain := cfg

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func (r *convertedRef) GetRemotes(ctx context.Context, _ bool, cfg cacheconfig.R
 		}
 		c, err := convert(ctx, r.cs, d, cfg.Compression)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("failed to ensure compression type: failed to convert: %w", err)
 		}
 		descs[i] = *c
 	}
@@ -128,14 +129,20 @@ func TestForcedNamesTheLayer(t *testing.T) {
 	}
 }
 
-// Where no layer is to blame, the error stays what it is.
+// Where no layer is to blame, the error stays what it is, and layers are read again only if it's a conversion that has failed.
 func TestBlameNobody(t *testing.T) {
-	cs := contentStore(t)
+	cs := &counted{Store: contentStore(t)}
 	descs := []ocispecs.Descriptor{put(t, cs, layerTar(t, "good"))}
-	failed := errors.New("something else")
-	cfg := cacheconfig.RefConfig{Compression: ours(estargz.WriteOptions{}).SetForce(true)}
-	if err := blame(t.Context(), cs, &convertedRef{cs: cs, descs: descs}, cfg, nil, failed); !errors.Is(err, failed) {
-		t.Errorf("error %v, want %v", err, failed)
+	cfg := cacheconfig.RefConfig{Compression: oursChunked(zstdchunked.WriteOptions{}).SetForce(true)}
+	for said, reads := range map[string]bool{"failed to convert: something else": true, "failed to copy: the registry is gone": false} {
+		cs.reads = 0
+		failed := errors.New(said)
+		if err := blame(t.Context(), cs, &convertedRef{cs: cs, descs: descs}, cfg, nil, failed); !errors.Is(err, failed) {
+			t.Errorf("error %v, want %v", err, failed)
+		}
+		if (cs.reads > 0) != reads {
+			t.Errorf("%s: layers were read %d times", said, cs.reads)
+		}
 	}
 }
 
