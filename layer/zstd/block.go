@@ -1,11 +1,6 @@
 package zstd
 
-import (
-	"bytes"
-	"errors"
-
-	"github.com/klauspost/compress/huff0"
-)
+import "bytes"
 
 // Kinds of blocks, and of literals in one.
 const (
@@ -50,7 +45,7 @@ func (e *encoder) block(out, src []byte, begin int, last bool) []byte {
 
 // forget has the next block begin with codes of its own.
 func (e *encoder) forget() {
-	e.huffman.Reuse = huff0.ReusePolicyNone
+	e.huffman.last = false
 	e.coder.last = [3]*table{}
 }
 
@@ -65,42 +60,42 @@ func appendBlockHeader(out []byte, kind, size int, last bool) []byte {
 // appendLiterals appends the literals of a block.
 func (e *encoder) appendLiterals(out []byte) []byte {
 	n := len(e.lits)
-	var packed []byte
-	var again bool // in the same code as before
-	err := huff0.ErrIncompressible
-	switch {
-	case n < leastHuffman:
-	case n < leastStreams:
-		packed, again, err = huff0.Compress1X(e.lits, &e.huffman)
-	default:
-		packed, again, err = huff0.Compress4X(e.lits, &e.huffman)
-	}
-	if errors.Is(err, huff0.ErrUseRLE) {
-		return append(appendLiteralsHeader(out, literalsRepeated, n), e.lits[0])
-	}
-	if err != nil {
+	if n < leastHuffman {
 		return append(appendLiteralsHeader(out, literalsRaw, n), e.lits...)
 	}
-	e.huffman.Reuse = huff0.ReusePolicyAllow
+	if bytes.Equal(e.lits[1:], e.lits[:n-1]) {
+		return append(appendLiteralsHeader(out, literalsRepeated, n), e.lits[0])
+	}
+	// The kind, what is to follow, and both sizes, of which the second isn't known yet.
+	size := 3
+	switch {
+	case n >= 1<<14:
+		size = 5
+	case n >= leastStreams:
+		size = 4
+	}
+	begin := len(out) + size
+	packed, last := e.huffman.append(out[:begin], e.lits)
+	if packed == nil {
+		return append(appendLiteralsHeader(out, literalsRaw, n), e.lits...)
+	}
 	h := uint64(literalsHuffman)
-	if again {
+	if last {
 		h = literalsLast
 	}
-	// The kind, what is to follow, and both sizes.
-	size, most := 0, uint64(len(packed))
-	switch {
-	case n < leastStreams:
-		size, h = 3, h|0<<2|uint64(n)<<4|most<<14
-	case n < 1<<14:
-		size, h = 4, h|2<<2|uint64(n)<<4|most<<18
+	switch most := uint64(len(packed) - begin); size {
+	case 3:
+		h |= uint64(n)<<4 | most<<14
+	case 4:
+		h |= 2<<2 | uint64(n)<<4 | most<<18
 	default:
-		size, h = 5, h|3<<2|uint64(n)<<4|most<<22
+		h |= 3<<2 | uint64(n)<<4 | most<<22
 	}
-	for ; size > 0; size-- {
-		out = append(out, byte(h))
+	for i := len(out); i < begin; i++ {
+		packed[i] = byte(h)
 		h >>= 8
 	}
-	return append(out, packed...)
+	return packed
 }
 
 // appendLiteralsHeader appends the header of literals that are in no code.

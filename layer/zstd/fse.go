@@ -80,9 +80,8 @@ func (t *table) repeat(symbol uint8) {
 // bit is one, where parts of bits are counted.
 const bit = 16
 
-// cost returns what symbols take that occur so many times, without their extra bits: more than anything where one of them isn't in the code.
+// cost returns what symbols take that occur so many times, without their extra bits.
 func (t *table) cost(counts []uint32) uint32 {
-	const impossible = 1 << 31
 	if len(counts) > t.n || t.log == 0 {
 		return impossible
 	}

@@ -2,11 +2,11 @@
 // thousands, most of them of a few KiB, and most bytes in chunks of 4 MiB.
 //
 // There is one level. Of Debian's layers, file by file, it makes what klauspost's default level makes, which is zstd's 3, in three quarters of the
-// time. It knows the whole input before it begins, and so copies nothing, and has tables that are as large as the input is worth: each frame begins with
+// time or less. It knows the whole input before it begins, and so copies nothing, and has tables that are as large as the input is worth: each frame begins with
 // empty ones, and depends on its input alone.
 //
 //	search, parse    positions -> sequences of literals and a match      match.go
-//	literals         in a Huffman code, by klauspost's huff0             block.go
+//	literals         in a Huffman code                                   block.go, huffman.go
 //	sequences        in FSE codes of their own, or usual ones            sequences.go, fse.go
 //
 // Places where bytes were are found by two hashes, of 8 bytes far away and of 5 nearby. A place says some more bits of its hash, so that hardly any
@@ -19,8 +19,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"sync"
-
-	"github.com/klauspost/compress/huff0"
 )
 
 const (
@@ -49,7 +47,7 @@ func Append(dst, p []byte) []byte {
 
 // encoders are those that nobody uses. One takes 1.5 MB.
 var encoders = sync.Pool{New: func() any {
-	return &encoder{lits: make([]byte, 0, maxBlock+lookahead), packed: make([]byte, 0, maxPacked), huffman: huff0.Scratch{WantLogLess: 4}}
+	return &encoder{lits: make([]byte, 0, maxBlock+lookahead), packed: make([]byte, 0, maxPacked)}
 }}
 
 // An encoder is what one frame takes in the making.
@@ -62,7 +60,7 @@ type encoder struct {
 	lits   []byte
 	packed []byte
 
-	huffman huff0.Scratch
+	huffman literalCoder
 	coder   coder
 }
 

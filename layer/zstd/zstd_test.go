@@ -182,6 +182,34 @@ func TestNormalize(t *testing.T) {
 	}
 }
 
+// A code of any counts has a codeword for each literal that there is, none is the beginning of another, none could be shorter, and they aren't too
+// long.
+func TestCode(t *testing.T) {
+	var l literalCoder
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 4))
+		letters := 2 + r.IntN(255)
+		steep := 1 << r.IntN(18)
+		l.keys = l.keys[:0]
+		for s := range letters {
+			l.keys = append(l.keys, (1+uint32(r.ExpFloat64()*float64(r.IntN(steep))/16)&0xffff)<<8|uint32(s))
+		}
+		var c code
+		longest := l.build(&c)
+		room := 1 << maxCodeword
+		for s := range letters {
+			n := c.length(s)
+			if n == 0 || n > longest || longest > maxCodeword || c[s]&0xffff >= 1<<n {
+				t.Fatalf("seed %d: literal %d has a codeword of %d bits, %#x; the longest one has %d", seed, s, n, c[s]&0xffff, longest)
+			}
+			room -= 1 << (maxCodeword - n)
+		}
+		if room != 0 {
+			t.Fatalf("seed %d: %d codewords are left over", seed, room)
+		}
+	}
+}
+
 func FuzzRoundTrip(f *testing.F) {
 	for _, in := range inputs(f) {
 		if len(in) < 3000 {
