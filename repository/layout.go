@@ -100,11 +100,11 @@ func (l *layout) Resolve(ctx context.Context) (ocispecs.Descriptor, error) {
 	case l.tag == "" && len(index.Manifests) == 1:
 		return bare(index.Manifests[0]), nil
 	}
-	there := "there are none at all"
+	there := "it has none"
 	if len(tags) > 0 {
-		there = "there are " + strings.Join(tags, ", ")
+		there = "it has " + strings.Join(tags, ", ")
 	}
-	return ocispecs.Descriptor{}, fmt.Errorf("%s: %w: no image has the tag %q; %s", l, errdefs.ErrNotFound, l.Tag(), there)
+	return ocispecs.Descriptor{}, fmt.Errorf("%s: %w: no image of the layout has the tag %q; %s", l, errdefs.ErrNotFound, l.Tag(), there)
 }
 
 // bare is a descriptor without what index.json says of an image.
@@ -118,7 +118,10 @@ func (l *layout) index() (*ocispecs.Index, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s: %w: no OCI layout is there, as it has no %s", l, errdefs.ErrNotFound, ocispecs.ImageIndexFile)
 		}
-		return nil, fmt.Errorf("%s: %w", l, isFile(err))
+		if errors.Is(err, syscall.ENOTDIR) {
+			err = fmt.Errorf("it is a file, and no directory; what tar has packed, unpack first: %w", err)
+		}
+		return nil, fmt.Errorf("%s: %w", l, err)
 	}
 	index, err := ociindex.NewStoreIndex(l.dir).Read()
 	if err != nil {
@@ -177,22 +180,16 @@ func (l *layout) open(desc ocispecs.Descriptor) (*os.File, error) {
 	return f, nil
 }
 
-// isFile says of an archive what is wanted of it.
-func isFile(err error) error {
-	if errors.Is(err, syscall.ENOTDIR) {
-		return fmt.Errorf("it is a file, and no directory; what tar has packed, unpack first: %w", err)
-	}
-	return err
-}
-
 // ours reports whether a directory is a layout, or may become one: if it has anything else in it, it isn't meant to.
 func (l *layout) ours() error {
 	names, err := os.ReadDir(l.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("it is a file; name a directory, which may not exist yet: %w", err)
 	case err != nil:
-		return isFile(err)
+		return err
 	}
 	for _, n := range names {
 		switch n.Name() {

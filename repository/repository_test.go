@@ -195,7 +195,7 @@ func TestLayoutByDigest(t *testing.T) {
 		}
 	}
 	_, err := parse(t, "oci-layout://"+dir+":other", nil).Resolve(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `no image has the tag "other"; there are "x"`) {
+	if err == nil || !strings.Contains(err.Error(), `no image of the layout has the tag "other"; it has "x"`) {
 		t.Errorf("error %v doesn't name the tags that there are", err)
 	}
 	if err := parse(t, "oci-layout://"+dir+"@"+desc.Digest.String(), nil).CheckPush(t.Context()); err == nil {
@@ -244,7 +244,7 @@ func TestNoLayout(t *testing.T) {
 	if _, err := parse(t, "oci-layout://"+file, nil).Resolve(t.Context()); err == nil || !strings.Contains(err.Error(), "unpack first") {
 		t.Errorf("of a file: %v", err)
 	}
-	if err := parse(t, "oci-layout://"+file+":1", nil).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "it is a file, and no directory") {
+	if err := parse(t, "oci-layout://"+file+":1", nil).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "it is a file; name a directory") {
 		t.Errorf("to a file: %v", err)
 	}
 	if err := parse(t, "oci-layout://"+dir, nil).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "is no OCI layout, and has other files in it, such as image.tar") {
