@@ -5,28 +5,42 @@ import (
 	"testing"
 )
 
-// Whatever the finder says is a match is one, within the window, and never longer than a match may be.
+// Whatever a bucket says is before a position and within the window, also where it's wrong; and what is the longest of its matches is one, is
+// no shorter than the nearest, and never longer than a match may be.
 func TestFindsMatches(t *testing.T) {
 	for name, src := range inputs(t) {
 		f := new(finder)
 		f.reset()
-		found := 0
+		matches := 0
 		for pos := 1; pos < min(len(src)-lookahead, 200_000); pos++ {
-			f.add(src, pos-1, pos)
-			n, d := f.find(src, pos)
-			if n < minMatch {
+			for pos >= f.known {
+				f.look(src)
+			}
+			b := f.before[pos&(ring-1)]
+			nearest := 0
+			for i := range 4 {
+				q := (b >> (16 * i)).place(pos)
+				if q < 0 || q >= pos || pos-q > window {
+					t.Fatalf("%s: at %d: a place at %d", name, pos, q)
+				}
+				if nearest == 0 && bytes.Equal(src[q:q+8], src[pos:pos+8]) {
+					nearest = matchLen(src, q, pos, min(len(src)-pos, maxMatch))
+				}
+			}
+			if nearest == 0 {
 				continue
 			}
-			found++
+			matches++
+			n, d := longest(src, pos, b)
 			offset := d + 1
-			if n > maxMatch || offset > window || offset > pos || pos+n > len(src) {
-				t.Fatalf("%s: at %d of %d: %d bytes, %d back", name, pos, len(src), n, offset)
+			if n < nearest || n > maxMatch || offset < 1 || offset > window || offset > pos || pos+n > len(src) {
+				t.Fatalf("%s: at %d of %d: %d bytes, %d back; the nearest has %d", name, pos, len(src), n, offset, nearest)
 			}
 			if !bytes.Equal(src[pos:pos+n], src[pos-offset:pos-offset+n]) {
 				t.Fatalf("%s: at %d: %d bytes are others %d back", name, pos, n, offset)
 			}
 		}
-		if found == 0 && (name == "text" || name == "program" || name == "zeros") {
+		if matches == 0 && (name == "text" || name == "program" || name == "zeros") {
 			t.Errorf("%s: nothing found", name)
 		}
 	}

@@ -23,24 +23,21 @@ func (h *histogram) add(o *histogram) {
 	}
 }
 
-// literals returns how many different ones there are, and what one takes on average, in parts of a bit.
-func (h *histogram) literals() (different, average int) {
+// literals returns what one takes on average, in parts of a bit.
+func (h *histogram) literals() int {
 	sum, n := 0, 0
 	for _, f := range h.litLen[:endOfBlock] {
-		if f != 0 {
-			different++
-		}
 		sum += weighted(int(f))
 		n += int(f)
 	}
 	if n == 0 {
-		return 0, usualLiteral
+		return usualLiteral
 	}
 	all := n
 	for _, f := range h.litLen[endOfBlock:] {
 		all += int(f)
 	}
-	return different, weighted(all)/all - sum/n
+	return weighted(all)/all - sum/n
 }
 
 // Costs are in parts of a bit.

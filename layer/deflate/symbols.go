@@ -91,8 +91,9 @@ func newTables() *tables {
 
 // offsetSlotOf returns the symbol of an offset less 1.
 func (t *tables) offsetSlotOf(o uint16) uint8 {
-	if o < 256 {
-		return t.offsetSlot[o]
+	i := uint(o)
+	if o >= 256 {
+		i = 256 + uint(o)>>7
 	}
-	return t.offsetSlot[256+int(o>>7)]
+	return t.offsetSlot[i&511]
 }

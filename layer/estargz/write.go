@@ -12,8 +12,8 @@ import (
 
 // WriteOptions of [Write]. The zero value makes what BuildKit and stargz-snapshotter's readers take for usual.
 type WriteOptions struct {
-	// Level is gzip's: 1 to 9, 0 for none, -2 for Huffman coding only. Nil and -1 are what package deflate does, which is about 6 to 7 in less
-	// time; the others are klauspost's.
+	// Level is gzip's: 1 to 9, 0 for none, -2 for Huffman coding only. Nil and -1 are what package deflate does, which is about as small as 7 in half
+	// the time; the others are klauspost's.
 	Level *int
 	// ChunkSize is how many bytes of a file are a chunk, up to [MaxChunkSize]. 0 is [DefaultChunkSize].
 	ChunkSize int64
