@@ -18,9 +18,10 @@ type Pool struct {
 
 	mu   sync.Mutex
 	jobs int
-	// free are buffers that nobody uses, by their class. A sync.Pool would keep as many again, and go on to do so for a while when there
-	// are no jobs any more.
+	// free are buffers that nobody uses, by their class, kept bytes of them. A sync.Pool would keep as many again, and go on to do so for a
+	// while when there are no jobs any more.
 	free [len(classes)][][]byte
+	kept int64
 }
 
 // classes are the sizes of buffers, in bytes: for frames of small files, for those of one file, and for chunks of [DefaultChunkSize] with
@@ -60,6 +61,7 @@ func (p *Pool) begin() (end func()) {
 		defer p.mu.Unlock()
 		if p.jobs--; p.jobs == 0 {
 			clear(p.free[:])
+			p.kept = 0
 		}
 	}
 }
@@ -146,14 +148,21 @@ func (p *Pool) Buffer(size int) []byte {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if free := p.free[class]; len(free) > 0 {
-		last := len(free) - 1
-		b := free[last]
-		free[last] = nil
-		p.free[class] = free[:last]
-		return b
+	if len(p.free[class]) > 0 {
+		return p.take(class)
 	}
 	return make([]byte, 0, classes[class])
+}
+
+// take returns a buffer that nobody uses, of a class of which there are some.
+func (p *Pool) take(class int) []byte {
+	free := p.free[class]
+	last := len(free) - 1
+	b := free[last]
+	free[last] = nil
+	p.free[class] = free[:last]
+	p.kept -= int64(cap(b))
+	return b
 }
 
 // put takes a buffer back that nobody uses any more.
@@ -162,13 +171,22 @@ func (p *Pool) put(b []byte) {
 	if cap(b) != classes[class] {
 		return // it has grown, or was made for a chunk of unusual size
 	}
-	keep := p.size
-	if class != largest {
-		keep /= 8 // the room for tars is full of such buffers while they're used: what comes back goes out again at once
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if int64(len(p.free[class])+1)*int64(cap(b)) <= keep {
-		p.free[class] = append(p.free[class], b[:0])
+	// As many are kept as are in use at most, for tars and for what they're compressed to: these are small at times and large at others. Those of
+	// the class that has most give way.
+	for p.kept+int64(cap(b)) > 2*p.size {
+		most, bytes := class, 0
+		for c, free := range p.free {
+			if n := len(free) * classes[c]; n > bytes {
+				most, bytes = c, n
+			}
+		}
+		if most == class {
+			return
+		}
+		p.take(most)
 	}
+	p.free[class] = append(p.free[class], b[:0])
+	p.kept += int64(cap(b))
 }
