@@ -184,12 +184,12 @@ func (l *literalCoder) appendWeights(out, w []byte, counts []uint32) []byte {
 	t.build(norm[:len(counts)], log)
 	b := bitWriter{out: appendDistribution(out, norm[:len(counts)], log)}
 	var states [2]uint32
-	for i := len(w) - 1; i >= 0; i-- {
+	for i, symbol := range slices.Backward(w) {
 		if i >= len(w)-2 {
-			states[i&1] = t.begin(w[i])
+			states[i&1] = t.begin(symbol)
 			continue
 		}
-		states[i&1] = b.step(t, states[i&1], w[i])
+		states[i&1] = b.step(t, states[i&1], symbol)
 		b.flush()
 	}
 	b.state(t, states[1])
