@@ -1,5 +1,7 @@
 package deflate
 
+import "github.com/buildkitd-lazy/buildkitd-lazy/layer/word"
+
 import "encoding/binary"
 
 // A sequence is a run of literals, and a match behind it, if its length isn't 0.
@@ -166,7 +168,7 @@ func (b *block) sequences(w *bitWriter, upTo int, src []byte, litLen, offset *co
 			if runEnd-pos <= 4 {
 				acc, have = put(acc, have, b.literal[src[pos]])
 			} else {
-				v := load32(src, pos)
+				v := word.At32(src, pos)
 				acc, have = put(acc, have, b.literal[uint8(v)])
 				acc, have = put(acc, have, b.literal[uint8(v>>8)])
 				acc, have = put(acc, have, b.literal[uint8(v>>16)])
@@ -178,7 +180,7 @@ func (b *block) sequences(w *bitWriter, upTo int, src []byte, litLen, offset *co
 		}
 		// Up to four are left, and to ask how many would be a branch that nobody can predict: all are looked up, and some are nothing.
 		if left := runEnd - pos; len(src)-pos >= 4 {
-			v := load32(src, pos)
+			v := word.At32(src, pos)
 			l0, l1, l2, l3 := b.literal[uint8(v)], b.literal[uint8(v>>8)], b.literal[uint8(v>>16)], b.literal[v>>24]
 			if left < 1 {
 				l0 = 0

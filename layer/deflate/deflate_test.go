@@ -4,12 +4,13 @@ import (
 	"bytes"
 	stdgzip "compress/gzip"
 	"io"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 // gunzip decompresses by the standard library and by klauspost's, which share no code, and wants the same of both, to the last byte.
@@ -65,22 +66,8 @@ func TestRoundTrip(t *testing.T) {
 // Pieces of everything, in any order and of any size, so that blocks begin anywhere and matches lead across.
 func TestRoundTripRandom(t *testing.T) {
 	all := inputs(t)
-	var names []string
-	for name := range all {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	for seed := range uint64(150) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		var in []byte
-		for range 1 + r.IntN(8) {
-			p := all[names[r.IntN(len(names))]]
-			if len(p) > 0 {
-				p = p[r.IntN(len(p)):]
-			}
-			in = append(in, p[:min(len(p), 1<<r.IntN(18))]...)
-		}
-		wantSame(t, in)
+		wantSame(t, layertest.Pieces(all, seed))
 	}
 }
 
@@ -118,7 +105,7 @@ func TestDeterministic(t *testing.T) {
 }
 
 func TestAppends(t *testing.T) {
-	in := text(1, 1000)
+	in := layertest.Text(1, 1000)
 	got := AppendGzip([]byte("before"), in)
 	if !bytes.Equal(got, append([]byte("before"), AppendGzip(nil, in)...)) {
 		t.Error("another stream behind other bytes")
@@ -147,7 +134,7 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%s: %d bytes, the standard library makes it %d", name, n, b.Len())
 		}
 	}
-	if in := noise(1, 100_000); len(AppendGzip(nil, in)) != 10+5+maxStored+5+len(in)-maxStored+8 {
+	if in := layertest.Noise(1, 100_000); len(AppendGzip(nil, in)) != 10+5+maxStored+5+len(in)-maxStored+8 {
 		t.Errorf("%d bytes of noise become %d", len(in), len(AppendGzip(nil, in)))
 	}
 }

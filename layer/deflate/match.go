@@ -1,6 +1,10 @@
 package deflate
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/word"
+)
 
 const (
 	window = 1 << 15
@@ -75,7 +79,7 @@ func (f *finder) look(src []byte) {
 	end := min(pos+ahead, len(src)-lookahead+1)
 	f.known = end
 	for ; pos+4 <= end; pos += 4 {
-		v := load64(src, pos)
+		v := word.At64(src, pos)
 		before := (*[4]bucket)(f.before[pos&(ring-4):])
 		before[0] = f.note(uint32(v), pos)
 		before[1] = f.note(uint32(v>>8), pos+1)
@@ -83,7 +87,7 @@ func (f *finder) look(src []byte) {
 		before[3] = f.note(uint32(v>>24), pos+3)
 	}
 	for ; pos < end; pos++ {
-		f.before[pos&(ring-1)] = f.note(load32(src, pos), pos)
+		f.before[pos&(ring-1)] = f.note(word.At32(src, pos), pos)
 	}
 }
 
@@ -97,25 +101,25 @@ func (f *finder) note(v uint32, pos int) bucket {
 
 // longest returns the length and the offset less 1 of the longest match of a bucket that has one of 8 bytes or more.
 func longest(src []byte, pos int, b bucket) (length, offset int) {
-	v := load64(src, pos)
+	v := word.At64(src, pos)
 	q0, q1, q2, q3 := b.place(pos), (b >> 16).place(pos), (b >> 32).place(pos), (b >> 48).place(pos)
 	if len(src)-pos >= 16 {
 		// The next 8 bytes: of all four, without a branch.
-		w := load64(src, pos+8)
-		k0 := bits.TrailingZeros64(load64(src, q0+8)^w)&^7 | 3
-		k1 := bits.TrailingZeros64(load64(src, q1+8)^w)&^7 | 2
-		k2 := bits.TrailingZeros64(load64(src, q2+8)^w)&^7 | 1
-		k3 := bits.TrailingZeros64(load64(src, q3+8)^w) &^ 7
-		if load64(src, q0) != v {
+		w := word.At64(src, pos+8)
+		k0 := bits.TrailingZeros64(word.At64(src, q0+8)^w)&^7 | 3
+		k1 := bits.TrailingZeros64(word.At64(src, q1+8)^w)&^7 | 2
+		k2 := bits.TrailingZeros64(word.At64(src, q2+8)^w)&^7 | 1
+		k3 := bits.TrailingZeros64(word.At64(src, q3+8)^w) &^ 7
+		if word.At64(src, q0) != v {
 			k0 = 0
 		}
-		if load64(src, q1) != v {
+		if word.At64(src, q1) != v {
 			k1 = 0
 		}
-		if load64(src, q2) != v {
+		if word.At64(src, q2) != v {
 			k2 = 0
 		}
-		if load64(src, q3) != v {
+		if word.At64(src, q3) != v {
 			k3 = 0
 		}
 		if k := max(max(k0, k1), max(k2, k3)); k < 64 {
@@ -124,7 +128,7 @@ func longest(src []byte, pos int, b bucket) (length, offset int) {
 	}
 	most := min(len(src)-pos, maxMatch)
 	for _, q := range [...]int{q0, q1, q2, q3} {
-		if load64(src, q) != v {
+		if word.At64(src, q) != v {
 			continue
 		}
 		if n := matchLen(src, q, pos, most); n > length {
@@ -141,7 +145,7 @@ func longest(src []byte, pos int, b bucket) (length, offset int) {
 func matchLen(src []byte, q, pos, most int) int {
 	n := 8
 	for ; most-n >= 8; n += 8 {
-		if x := load64(src, q+n) ^ load64(src, pos+n); x != 0 {
+		if x := word.At64(src, q+n) ^ word.At64(src, pos+n); x != 0 {
 			return n + bits.TrailingZeros64(x)>>3
 		}
 	}
@@ -176,12 +180,12 @@ func (e *encoder) parse(src []byte, pos int) int {
 		}
 		for upTo := min(stop, f.known-1); pos < upTo; {
 			next := pos + 1
-			v := load64(src, next)
+			v := word.At64(src, next)
 			b2 := f.before[next&(ring-1)]
-			all := agree(load64(src, b2.place(next))^v, 3)
-			all |= agree(load64(src, (b2>>16).place(next))^v, 2)
-			all |= agree(load64(src, (b2>>32).place(next))^v, 1)
-			all |= agree(load64(src, (b2>>48).place(next))^v, 0)
+			all := agree(word.At64(src, b2.place(next))^v, 3)
+			all |= agree(word.At64(src, (b2>>16).place(next))^v, 2)
+			all |= agree(word.At64(src, (b2>>32).place(next))^v, 1)
+			all |= agree(word.At64(src, (b2>>48).place(next))^v, 0)
 			k2 := found(bits.Len64(all) - 1)
 			n, d := 0, 0
 			if k >= eightBytes {

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 func TestWeighted(t *testing.T) {
@@ -41,8 +43,8 @@ func TestCost(t *testing.T) {
 
 // Where the content changes, a block ends, about there.
 func TestSplits(t *testing.T) {
-	apart := len(AppendGzip(nil, text(1, 100_000))) + len(AppendGzip(nil, program(t, 100_000)))
-	together := len(AppendGzip(nil, append(text(1, 100_000), program(t, 100_000)...)))
+	apart := len(AppendGzip(nil, layertest.Text(1, 100_000))) + len(AppendGzip(nil, layertest.Program(t, 100_000)))
+	together := len(AppendGzip(nil, append(layertest.Text(1, 100_000), layertest.Program(t, 100_000)...)))
 	if together > apart+apart/200 {
 		t.Errorf("%d bytes together, %d apart", together, apart)
 	}

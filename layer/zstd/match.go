@@ -1,6 +1,10 @@
 package zstd
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/word"
+)
 
 const (
 	// lookahead is how many bytes there are from a position on that is looked at, at least: a word, also at the next position, and the literals
@@ -58,7 +62,7 @@ func (f *finder) atShort(hash uint64) *place {
 
 // putBoth takes note of two positions: by 8 bytes of the first, by 5 of the second.
 func (f *finder) putBoth(src []byte, pos int) {
-	v := load64(src, pos)
+	v := word.At64(src, pos)
 	h := v * longPrime
 	*f.atLong(h) = placeOf(h, pos)
 	h = v >> 8 * shortPrime
@@ -70,7 +74,7 @@ func (f *finder) putBoth(src []byte, pos int) {
 func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 	limit := len(src) - lookahead
 	for run := pos; pos < limit; pos += 1 + (pos-run)>>skipShift {
-		v := load64(src, pos)
+		v := word.At64(src, pos)
 		h := v * longPrime
 		p := f.atLong(h)
 		here := placeOf(h, pos)
@@ -81,16 +85,16 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 		here = placeOf(h, pos)
 		short := int(here - *p)
 		*p = here
-		if load32(src, pos+1-recent) == uint32(v>>8) {
+		if word.At32(src, pos+1-recent) == uint32(v>>8) {
 			return pos + 1, 4 + matchLen(src, pos+5-recent, pos+5), recent
 		}
-		if uint(long-1) < uint(pos) && load64(src, pos-long) == v {
+		if uint(long-1) < uint(pos) && word.At64(src, pos-long) == v {
 			return pos, 8 + matchLen(src, pos+8-long, pos+8), long
 		}
 		if uint(short-1) >= uint(pos) {
 			continue
 		}
-		x := load64(src, pos-short) ^ v
+		x := word.At64(src, pos-short) ^ v
 		n := bits.TrailingZeros64(x) >> 3
 		if x == 0 {
 			n += matchLen(src, pos+8-short, pos+8)
@@ -99,13 +103,13 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 			continue
 		}
 		// Perhaps the next position has a longer one.
-		v = load64(src, pos+1)
+		v = word.At64(src, pos+1)
 		h = v * longPrime
 		p = f.atLong(h)
 		here = placeOf(h, pos+1)
 		long = int(here - *p)
 		*p = here
-		if uint(long-1) < uint(pos) && load64(src, pos+1-long) == v {
+		if uint(long-1) < uint(pos) && word.At64(src, pos+1-long) == v {
 			if m := 8 + matchLen(src, pos+9-long, pos+9); m > n {
 				return pos + 1, m, long
 			}
@@ -119,7 +123,7 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 func matchLen(src []byte, q, pos int) int {
 	n := 0
 	for ; len(src)-pos-n >= 8; n += 8 {
-		if x := load64(src, q+n) ^ load64(src, pos+n); x != 0 {
+		if x := word.At64(src, q+n) ^ word.At64(src, pos+n); x != 0 {
 			return n + bits.TrailingZeros64(x)>>3
 		}
 	}

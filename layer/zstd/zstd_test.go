@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	klauspost "github.com/klauspost/compress/zstd"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 // decompress does so by the library that Podman and stargz-snapshotter have: all at once, which knows the size from the header, and as a stream.
@@ -57,22 +59,8 @@ func TestRoundTrip(t *testing.T) {
 // Pieces of everything, in any order and of any size, so that blocks begin anywhere and codes are used again or not.
 func TestRoundTripRandom(t *testing.T) {
 	all := inputs(t)
-	var names []string
-	for name := range all {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	for seed := range uint64(150) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		var in []byte
-		for range 1 + r.IntN(8) {
-			p := all[names[r.IntN(len(names))]]
-			if len(p) > 0 {
-				p = p[r.IntN(len(p)):]
-			}
-			in = append(in, p[:min(len(p), 1<<r.IntN(18))]...)
-		}
-		wantSame(t, in)
+		wantSame(t, layertest.Pieces(all, seed))
 	}
 }
 
@@ -124,7 +112,7 @@ func TestDeterministic(t *testing.T) {
 }
 
 func TestAppends(t *testing.T) {
-	in := text(1, 1000)
+	in := layertest.Text(1, 1000)
 	got := Append([]byte("before"), in)
 	if !bytes.Equal(got, append([]byte("before"), Append(nil, in)...)) {
 		t.Error("another frame behind other bytes")
@@ -149,7 +137,7 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%s: %d bytes, klauspost's makes it %d", name, n, theirs)
 		}
 	}
-	if in := noise(1, 300_000); len(Append(nil, in)) != 4+1+4+3*3+len(in) {
+	if in := layertest.Noise(1, 300_000); len(Append(nil, in)) != 4+1+4+3*3+len(in) {
 		t.Errorf("%d bytes of noise become %d", len(in), len(Append(nil, in)))
 	}
 }
