@@ -129,6 +129,22 @@ func TestPack(t *testing.T) {
 	}
 }
 
+// packAnew packs a layer into a file in place of what is there.
+func packAnew(t *testing.T, l *layer.Layer, f *os.File) *layer.Layer {
+	t.Helper()
+	if err := f.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Pack(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // A tree that the disk doesn't give back any more ends neither the process nor anything else: what is asked is answered with nothing, and Err says so.
 func TestUnreadableTree(t *testing.T) {
 	b := layer.NewBuilder(layer.BuilderOptions{})
@@ -179,16 +195,7 @@ func TestUnreadableTree(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := f.Truncate(0); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.Seek(0, 0); err != nil {
-				t.Fatal(err)
-			}
-			p, err := l.Pack(f)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := packAnew(t, l, f)
 			if _, err := p.ReadChunk(999, strings.NewReader("x"), make([]byte, 1)); err != nil || p.Err() != nil {
 				t.Fatal(err, p.Err())
 			}
@@ -206,16 +213,7 @@ func TestUnreadableTree(t *testing.T) {
 	}
 
 	// Who has made a mistake is told so as ever.
-	if err := f.Truncate(0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.Seek(0, 0); err != nil {
-		t.Fatal(err)
-	}
-	p, err := l.Pack(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := packAnew(t, l, f)
 	defer func() {
 		if recover() == nil || p.Err() != nil {
 			t.Error("an index out of range is taken for a fault of the disk")
