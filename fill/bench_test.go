@@ -124,3 +124,19 @@ func BenchmarkMiss(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/30_000, "ns/file")
 }
+
+// BenchmarkSeek is what a miss costs that is elsewhere in an image which somebody reads from one end to the other, as several threads of one do.
+func BenchmarkSeek(b *testing.B) {
+	const files = 3000
+	layers := []*image{dirOf(b, "usr/lib", files, 100), dirOf(b, "usr/share", files, 100), dirOf(b, "usr/lib/more", files, 100)}
+	labs := stack(b, dsl(), SchedulerOptions{}, layers...)
+	s := labs[0].s
+	defer s.Close()
+	w := &walk{layers: labs[0].layers(), lists: &s.lists}
+	for i := 0; b.Loop(); i++ {
+		if !w.seek(labs[i%2].Filler, i*7%files) {
+			b.Fatal("a file isn't found")
+		}
+		w.next()
+	}
+}

@@ -457,6 +457,7 @@ func (f *Filler) Close() error {
 	if s.walk != nil && slices.Contains(s.walk.layers, f) {
 		s.walk = nil
 	}
+	s.lists.forget()
 	for _, fl := range f.flights {
 		switch fl.state {
 		case awaiting:

@@ -69,6 +69,7 @@ type Scheduler struct {
 	reader      *Filler // of the image that somebody reads from one end to the other, where that was seen last
 	strays      int     // frames touched since, in that image, that weren't part of it
 	walk        *walk   // that the reader is on, nil without one
+	lists       listings
 	credit      float64 // bytes that background work may ask for now
 	credited    time.Time
 }

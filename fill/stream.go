@@ -38,7 +38,7 @@ func (f *Filler) stream(r *run, i int, foreseen, missed bool) {
 		s.walk = nil
 	case s.reader != f:
 	case s.walk == nil || !same:
-		s.walk = &walk{layers: f.layers()}
+		s.walk = &walk{layers: f.layers(), lists: &s.lists}
 		s.walk.seek(f, i)
 	case missed:
 		s.walk.seek(f, i)

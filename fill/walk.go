@@ -12,82 +12,15 @@ import (
 // Its fields are guarded by Scheduler.mu.
 type walk struct {
 	layers view
+	lists  *listings
 	stack  []listing // of the directories that it's in, from the root down
 
 	f          *Filler // the layer of the file that it's at
 	frame, end int     // what of that file comes next
 }
 
-// listing is a directory of an image.
-type listing struct {
-	entries []listed
-	next    int
-}
-
-// listed is a regular file with content, or a directory: that of each layer that is seen of it, topmost first.
-type listed struct {
-	file place
-	dirs []place
-}
-
-const (
-	// maxPassed is how many frames that are there are passed at a time.
-	maxPassed = 4096
-	// maxListed is the number of names in a directory from which it isn't walked through: nobody may ask for anything while it is listed.
-	maxListed = 1 << 16
-)
-
-// list returns what is in a directory, as overlayfs lists it.
-func list(dirs []place) (entries []listed) {
-	type name struct {
-		listed
-		open bool // for the directories of layers below
-		done bool
-	}
-	names := map[string]*name{}
-	for _, d := range dirs {
-		for n := 0; ; n++ {
-			e, ok := d.f.layer.Entry(d.inode, n)
-			if !ok {
-				break
-			}
-			in := d.f.layer.Inode(e.Inode)
-			at := place{d.f, e.Inode}
-			old := names[e.Name]
-			switch {
-			case old == nil && len(names) == maxListed:
-				return nil
-			case old == nil:
-				old = &name{open: in.IsDir() && !in.Opaque}
-				names[e.Name] = old
-				if in.IsDir() {
-					old.dirs = []place{at}
-				} else if hasContent(d.f.layer, e.Inode) {
-					old.file = at
-				}
-			case old.open && in.IsDir():
-				old.dirs = append(old.dirs, at)
-				old.open = !in.Opaque
-			default:
-				old.open = false
-			}
-		}
-	}
-	for i := range dirs {
-		d := dirs[(i+len(dirs)-1)%len(dirs)]
-		for n := 0; ; n++ {
-			e, ok := d.f.layer.Entry(d.inode, n)
-			if !ok {
-				break
-			}
-			if l := names[e.Name]; !l.done && (l.dirs != nil || l.file.f != nil) {
-				l.done = true
-				entries = append(entries, l.listed)
-			}
-		}
-	}
-	return entries
-}
+// maxPassed is how many frames that are there are passed at a time.
+const maxPassed = 4096
 
 // seek goes to frame i of a layer, and reports whether that is of a file which can be seen in the image.
 func (w *walk) seek(f *Filler, i int) bool {
@@ -114,7 +47,7 @@ func (w *walk) seek(f *Filler, i int) bool {
 		for _, o := range w.layers {
 			roots = append(roots, place{o, layer.Root})
 		}
-		stack = append(stack, listing{entries: list(roots)})
+		stack = append(stack, listing{entries: w.lists.list(roots)})
 	}
 	for depth, dir := range way {
 		top := &stack[depth]
@@ -127,7 +60,7 @@ func (w *walk) seek(f *Filler, i int) bool {
 		if same {
 			stack = append(stack, w.stack[depth+1])
 		} else {
-			stack = append(stack, listing{entries: list(top.entries[at].dirs)})
+			stack = append(stack, listing{entries: w.lists.list(top.entries[at].dirs)})
 		}
 	}
 	top := &stack[len(stack)-1]
@@ -154,7 +87,7 @@ func (w *walk) next() (place, bool) {
 		if e.dirs == nil {
 			return e.file, true
 		}
-		w.stack = append(w.stack, listing{entries: list(e.dirs)})
+		w.stack = append(w.stack, listing{entries: w.lists.list(e.dirs)})
 	}
 	return place{}, false
 }

@@ -49,7 +49,7 @@ func TestWalkIsInTheOrderOfOverlayfs(t *testing.T) {
 		}
 		return int(f.layer.Chunks[f.layer.Inode(i).FirstChunk].Frame)
 	}
-	w := &walk{layers: view{top, mid, low}}
+	w := &walk{layers: view{top, mid, low}, lists: &listings{}}
 	follow := func() (files []string) {
 		for file, ok := w.next(); ok; file, ok = w.next() {
 			name, _ := file.f.layer.Path(file.inode)
@@ -86,6 +86,24 @@ func TestWalkIsInTheOrderOfOverlayfs(t *testing.T) {
 	for _, hidden := range []string{"usr/b/1", "usr/gone/x", "usr/o/old"} {
 		if w.seek(low, frame(low, hidden)) {
 			t.Errorf("%s was found, which is hidden", hidden)
+		}
+	}
+}
+
+// A layer that two images have is listed with what each of them has below it.
+func TestWalksShareListingsOfTheSameDirectoriesOnly(t *testing.T) {
+	s := NewScheduler(SchedulerOptions{})
+	defer s.Close()
+	top := treeWith(t, s, nil, "usr/a")
+	lists := &listings{}
+	for _, name := range []string{"usr/b", "usr/c", "usr/d"} {
+		below := treeWith(t, s, nil, name)
+		w := &walk{layers: view{top, below}, lists: lists}
+		if !w.seek(below, 0) {
+			t.Fatalf("%s isn't found", name)
+		}
+		if file, ok := w.next(); !ok || file.f != top {
+			t.Errorf("behind %s is %v, %t, want usr/a", name, file, ok)
 		}
 	}
 }
