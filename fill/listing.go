@@ -59,7 +59,7 @@ func list(dirs []place) []listed {
 
 // listOne lists a directory that one layer has.
 func listOne(d place) (entries []listed) {
-	for n := 0; n < maxListed; n++ {
+	for n := range maxListed {
 		e, ok := d.f.layer.Entry(d.inode, n)
 		if !ok {
 			return entries

@@ -143,7 +143,6 @@ type format struct {
 
 // Pack implements frames.Format.
 func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
-	fr.HashChunks()
 	// What can't be compressed grows by 5 bytes in 64 KiB.
 	return packFrame(f.pool.Buffer(len(fr.Tar)+len(fr.Tar)>>10+512), f.level, fr.Tar)
 }

@@ -2,11 +2,9 @@ package frames
 
 import (
 	"context"
+	"golang.org/x/sync/semaphore"
 	"runtime"
 	"sync"
-
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 )
 
 // A Pool bounds what the writers that share it take together: CPUs, and memory for frames in the making. It is safe for concurrent use.
@@ -95,7 +93,7 @@ type Frame struct {
 	limit int // of len(Tar)
 	room  int64
 	out   []byte
-	// packed is closed when out and the digests of the records are there, or the job has failed; hashed when Tar isn't read any more.
+	// packed is closed when out is there, hashed when the digests of the records are; or when the job has failed.
 	packed, hashed chan struct{}
 }
 
@@ -125,20 +123,6 @@ const (
 
 // Payload returns the chunk.
 func (r *Record) Payload(f *Frame) []byte { return f.Tar[r.Start:][:r.Size] }
-
-// HashChunks computes the digests of the chunks, for a Format's Pack.
-func (f *Frame) HashChunks() {
-	for i := range f.Records {
-		r := &f.Records[i]
-		if r.Size == 0 {
-			continue
-		}
-		r.TOC.ChunkDigest = digest.FromBytes(r.Payload(f))
-		if r.Part == Whole {
-			r.TOC.Digest = r.TOC.ChunkDigest
-		}
-	}
-}
 
 // Buffer returns an empty buffer with room for so many bytes.
 func (p *Pool) Buffer(size int) []byte {

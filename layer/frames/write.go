@@ -4,7 +4,7 @@
 //	                 one goroutine for each
 //	tar -> splitter -> frame -> Format.Pack -> Format.Put, write, digest of the blob
 //	                     |                       ^
-//	                     \----> digests of the tar, of files    all in the order of the tar
+//	                     \----> digests of the tar, of chunks, of files    all in the order of the tar
 //
 // A frame begins with the content of a file, or with a chunk of one, and has in it what follows in the tar up to the next frame: padding,
 // headers, and small files together until there are [Options.MinChunkSize] bytes. Where frames end is known before they are
@@ -14,7 +14,6 @@ package frames
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	gohash "hash"
 	"io"
@@ -48,11 +47,11 @@ type Options struct {
 
 // A Format is what becomes of frames. Its methods get every frame, until one of them fails.
 type Format interface {
-	// Pack returns the compressed frame, in a buffer of the pool, and takes note in the records of the digests of their chunks. It's called
-	// concurrently.
+	// Pack returns the compressed frame, in a buffer of the pool. It's called concurrently, also with what computes the digests of a frame's
+	// chunks: of the records' TOC it leaves those alone.
 	Pack(f *Frame) ([]byte, error)
-	// Put takes note of a frame that is about to be written at an offset of the blob, where it takes size bytes. It's called in the order of
-	// the tar.
+	// Put takes note of a frame that is about to be written at an offset of the blob, where it takes size bytes. Its records have their
+	// digests. It's called in the order of the tar.
 	Put(f *Frame, at int64, size int) error
 }
 
@@ -67,10 +66,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, format Format, opt O
 	j := &job{
 		ctx: ctx, fail: fail, format: format, pool: opt.Pool,
 		toHash: make(chan *Frame, maxQueue), toWrite: make(chan *Frame, maxQueue),
-		out: &Output{w: w},
-	}
-	if opt.Tar {
-		j.out.tar = sha256.New()
+		out: &Output{w: w, digests: newDigests(opt.Tar)},
 	}
 	if opt.Blob {
 		j.out.blob = sha256.New()
@@ -88,7 +84,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, format Format, opt O
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	j.out.Lossy = s.lossy
+	j.out.Sums, j.out.Lossy = j.out.digests.sums, s.lossy
 	return j.out, nil
 }
 
@@ -99,15 +95,16 @@ type Output struct {
 	// Lossy is the first entry, if there is one, that the TOC can't have as it is.
 	Lossy string
 
-	w                  io.Writer
-	tar, blob          gohash.Hash // nil if nobody wants to know
-	tarSize, blobBytes int64
+	w         io.Writer
+	digests   *digests
+	blob      gohash.Hash // nil if nobody wants to know
+	blobBytes int64
 }
 
 // Append writes the end of the blob. The tar is what that decompresses to.
 func (o *Output) Append(p []byte, tar ...[]byte) error {
 	for _, t := range tar {
-		o.addTar(t)
+		o.digests.between(t)
 	}
 	if o.blob != nil {
 		o.blob.Write(p)
@@ -119,25 +116,11 @@ func (o *Output) Append(p []byte, tar ...[]byte) error {
 	return nil
 }
 
-func (o *Output) addTar(p []byte) {
-	if o.tar != nil {
-		o.tar.Write(p)
-	}
-	o.tarSize += int64(len(p))
-}
-
 // Blob returns the digest, "" if nobody has asked for it, and the size of what has been written.
 func (o *Output) Blob() (digest.Digest, int64) { return sumOf(o.blob), o.blobBytes }
 
 // Tar returns the digest, "" if nobody has asked for it, and the size of what that decompresses to.
-func (o *Output) Tar() (digest.Digest, int64) { return sumOf(o.tar), o.tarSize }
-
-func sumOf(h gohash.Hash) digest.Digest {
-	if h == nil {
-		return ""
-	}
-	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
-}
+func (o *Output) Tar() (digest.Digest, int64) { return sumOf(o.digests.tar), o.digests.tarSize }
 
 // maxQueue is how many frames may wait for their turn. The pool's room mostly allows fewer.
 const maxQueue = 256
@@ -151,7 +134,7 @@ type job struct {
 	pool   *Pool
 
 	toHash, toWrite chan *Frame
-	out             *Output // tar and Sums are hash's, the rest is write's
+	out             *Output // its digests are hash's, the rest is write's
 }
 
 // send takes a frame that is complete.
@@ -171,23 +154,11 @@ func (j *job) send(f *Frame) {
 	j.toWrite <- f
 }
 
-// hash computes the digests that go through all of the tar or of a file.
+// hash computes the digests.
 func (j *job) hash() {
-	file := sha256.New()
 	for f := range j.toHash {
 		if j.ctx.Err() == nil {
-			j.out.addTar(f.Tar)
-			for i := range f.Records {
-				r := &f.Records[i]
-				if r.Part == Whole {
-					continue
-				}
-				file.Write(r.Payload(f))
-				if r.Part == LastPart {
-					j.out.Sums = append(j.out.Sums, sumOf(file))
-					file.Reset()
-				}
-			}
+			j.out.digests.add(f)
 		}
 		close(f.hashed)
 	}
@@ -197,12 +168,12 @@ func (j *job) hash() {
 func (j *job) write() {
 	for f := range j.toWrite {
 		<-f.packed
+		<-f.hashed
 		if j.ctx.Err() == nil {
 			if err := j.put(f); err != nil {
 				j.fail(err)
 			}
 		}
-		<-f.hashed
 		j.pool.release(f)
 	}
 }

@@ -111,7 +111,6 @@ type format struct {
 
 // Pack implements frames.Format. What package frames has put together is handled in one go, but each payload begins a zstd frame of its own.
 func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
-	fr.HashChunks()
 	// What can't be compressed grows by 3 bytes in 128 KiB, and by the header of its frame.
 	out := f.pool.Buffer(len(fr.Tar) + len(fr.Tar)>>12 + (len(fr.Records)+1)*maxFrameHeader)
 	var last *frames.Record // whose frame begins at done

@@ -1,0 +1,92 @@
+// Package sha256x2 has two SHA-256 digests go over the same bytes for little more than the price of one.
+//
+// A layer's tar is hashed as a whole, and its files and chunks are by themselves. The rounds of SHA-256 depend on each other, so a CPU that
+// has instructions for them waits for most of the time: two digests of the same blocks, which have the words of a block in common, fill
+// that. A payload in a tar begins at a block, as SHA-256 has blocks of 64 bytes and a tar of 512.
+//
+// What a digest is stays crypto/sha256's: this takes its state, as encoding.BinaryAppender has it, and gives it back.
+package sha256x2
+
+import (
+	"crypto/sha256"
+	"encoding"
+	"encoding/binary"
+	"hash"
+)
+
+const (
+	// magic begins the state of crypto/sha256's digests. Behind it are the eight words of the state, a block that isn't complete, and the
+	// number of bytes.
+	magic     = "sha\x03"
+	stateSize = len(magic) + sha256.Size + sha256.BlockSize + 8
+	lengthAt  = stateSize - 8
+
+	// worthwhile is how many bytes make up for taking the states and giving them back.
+	worthwhile = 1 << 10
+)
+
+// blocks has both states go over p, complete blocks. It's nil where there is nothing better than one after the other.
+var blocks func(a, b *[8]uint32, p []byte)
+
+// Write writes p to both of two digests, which differ. They are crypto/sha256's if it's to be fast.
+func Write(a, b hash.Hash, p []byte) {
+	if blocks != nil && len(p) >= worthwhile {
+		p = p[together(a, b, p):]
+	}
+	a.Write(p)
+	b.Write(p)
+}
+
+// A state is a digest that can be taken from where it is.
+type state interface {
+	encoding.BinaryAppender
+	encoding.BinaryUnmarshaler
+}
+
+// together writes the complete blocks of p to both, if both are at the beginning of a block, and returns how many bytes that are.
+func together(a, b hash.Hash, p []byte) int {
+	n := len(p) &^ (sha256.BlockSize - 1)
+	var x, y words
+	if !x.take(a) || !y.take(b) {
+		return 0
+	}
+	blocks(&x.state, &y.state, p[:n])
+	x.give(a.(state), n)
+	y.give(b.(state), n)
+	return n
+}
+
+// words are the state of a digest that is at the beginning of a block.
+type words struct {
+	state   [8]uint32
+	encoded []byte
+}
+
+// take reports whether h is such a digest.
+func (w *words) take(h hash.Hash) bool {
+	s, ok := h.(state)
+	if !ok {
+		return false
+	}
+	var err error
+	w.encoded, err = s.AppendBinary(make([]byte, 0, stateSize))
+	if err != nil || len(w.encoded) != stateSize || string(w.encoded[:len(magic)]) != magic || binary.BigEndian.Uint64(w.encoded[lengthAt:])%sha256.BlockSize != 0 {
+		return false
+	}
+	for i := range w.state {
+		w.state[i] = binary.BigEndian.Uint32(w.encoded[len(magic)+4*i:])
+	}
+	return true
+}
+
+// give gives the state back, n bytes further on.
+func (w *words) give(s state, n int) {
+	for i, v := range w.state {
+		binary.BigEndian.PutUint32(w.encoded[len(magic)+4*i:], v)
+	}
+	length := w.encoded[lengthAt:]
+	binary.BigEndian.PutUint64(length, binary.BigEndian.Uint64(length)+uint64(n))
+	if err := s.UnmarshalBinary(w.encoded); err != nil {
+		panic("sha256x2: " + err.Error()) // it has encoded it itself
+	}
+}
