@@ -47,7 +47,11 @@ func (d *erofsDoor) mount(s *served, target string) (doorMount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.Mount(erofs.MountOptions{Image: img, Data: s.held.DataPath(), Target: target, Filler: s})
+	m, err := d.Mount(erofs.MountOptions{Image: img, Data: s.held.DataPath(), Target: target, Filler: s})
+	if err != nil {
+		return nil, err // no *erofs.Mount, which would be a doorMount that is nil and not nil
+	}
+	return m, nil
 }
 
 // fuseDoor is the door over FUSE.
@@ -57,5 +61,9 @@ type fuseDoor struct {
 }
 
 func (d *fuseDoor) mount(s *served, target string) (doorMount, error) {
-	return d.Mount(fuse.MountOptions{Layer: s.held.Model(), Data: s.held.File(), Target: target, Filler: s, UserXattr: d.userXattr})
+	m, err := d.Mount(fuse.MountOptions{Layer: s.held.Model(), Data: s.held.File(), Target: target, Filler: s, UserXattr: d.userXattr})
+	if err != nil {
+		return nil, err // as above
+	}
+	return m, nil
 }

@@ -329,6 +329,26 @@ func testMountError(t *testing.T, door string) {
 	}
 }
 
+// A door that can't mount, for want of descriptors or fanotify marks, costs that layer and not the daemon.
+func TestDoorCannotMount(t *testing.T) { eachDoor(t, testDoorCannotMount) }
+
+func testDoorCannotMount(t *testing.T, door string) {
+	l := layerOf(t, map[string][]byte{"file": random(1000)})
+	reg := newRegistry(t, nil, l)
+	s, root := newSnapshotter(t, reg.options(door))
+	if err := s.door.door.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l)))
+	failed, ok := errors.AsType[*MountError](err)
+	if !ok || failed.Layer != l.digest || !strings.Contains(failed.Reason(), "closed") {
+		t.Fatalf("Prepare: %v, want a MountError with the door's reason", err)
+	}
+	if n, m := names(t, s), mountsBelow(t, root); len(n) != 0 || len(m) != 0 {
+		t.Errorf("snapshots %q, mounts %q", n, m)
+	}
+}
+
 // A layer with another table of contents than the manifest promises is neither mounted nor to be pulled.
 func TestMismatch(t *testing.T) { eachDoor(t, testMismatch) }
 
