@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -32,12 +33,53 @@ func dirsOf(mounts []mount.Mount) []string {
 		return nil
 	}
 	for _, o := range mounts[0].Options {
-		if list, ok := strings.CutPrefix(o, "lowerdir="); ok {
+		if list, ok := strings.CutPrefix(o, lowerOption); ok {
 			return strings.Split(list, ":")
 		}
 	}
 	return []string{mounts[0].Source}
 }
+
+// once leaves out of mounts what shows a layer a second time, as an image has it that was built with several empty layers, say. Each of
+// its snapshots has a bind mount of one directory, and overlayfs refuses to have that twice. What is lower is what goes: whatever it has, and
+// hides, the same layer above it has and hides too.
+func (e *engine) once(mounts []mount.Mount) []mount.Mount {
+	if len(mounts) != 1 || mounts[0].Type != "overlay" {
+		return mounts
+	}
+	m := mounts[0]
+	at := slices.IndexFunc(m.Options, func(o string) bool { return strings.HasPrefix(o, lowerOption) })
+	if at < 0 {
+		return mounts
+	}
+	dirs := strings.Split(strings.TrimPrefix(m.Options[at], lowerOption), ":")
+	var kept []string
+	seen := map[*served]bool{}
+	e.mu.Lock()
+	for _, dir := range dirs {
+		if s := e.mounts[dir]; s != nil {
+			if seen[s] {
+				continue
+			}
+			seen[s] = true
+		}
+		kept = append(kept, dir)
+	}
+	e.mu.Unlock()
+	switch {
+	case len(kept) == len(dirs):
+		return mounts
+	case len(kept) == 1 && !slices.ContainsFunc(m.Options, func(o string) bool { return strings.HasPrefix(o, "upperdir=") }):
+		// A view of one layer, which is no overlay.
+		return []mount.Mount{{Type: "bind", Source: kept[0], Options: []string{"ro", "rbind"}}}
+	}
+	m.Options = slices.Clone(m.Options)
+	m.Options[at] = lowerOption + strings.Join(kept, ":")
+	return []mount.Mount{m}
+}
+
+// lowerOption is in front of the layers of an overlay, topmost first.
+const lowerOption = "lowerdir="
 
 // checkImplied refuses a layer which would change a directory of the layers below
 // that it says nothing of: the one made up for it belongs to root and has the mode

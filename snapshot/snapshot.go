@@ -92,7 +92,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	defer end()
 	target, ok := info.Labels[LabelTarget]
 	if !ok {
-		return s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		mounts, err := s.Snapshotter.Prepare(ctx, key, parent, opts...)
+		return s.door.once(mounts), err
 	}
 	if _, err := s.Stat(ctx, target); err == nil {
 		// Mounted once more it would stay below key, which nobody would remove.
@@ -146,7 +147,8 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 		return nil, err
 	}
 	defer end()
-	return s.Snapshotter.View(ctx, key, parent, opts...)
+	mounts, err := s.Snapshotter.View(ctx, key, parent, opts...)
+	return s.door.once(mounts), err
 }
 
 // Mounts implements snapshots.Snapshotter.
@@ -154,7 +156,8 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err := s.restore(ctx, key); err != nil {
 		return nil, err
 	}
-	return s.Snapshotter.Mounts(ctx, key)
+	mounts, err := s.Snapshotter.Mounts(ctx, key)
+	return s.door.once(mounts), err
 }
 
 // Cleanup removes what removed snapshots left behind, as containerd's garbage
