@@ -7,7 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256x2"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256s"
 )
 
 // digests are those of a tar, of its chunks, and of the files that have several. Frames are added in their order.
@@ -51,23 +51,18 @@ func (d *digests) between(p []byte) {
 	d.tarSize += int64(len(p))
 }
 
-// payload adds a chunk: to the digests of the tar, of the chunk, and of the file if that has several. Two of them at once cost as much as
-// one.
+// payload adds a chunk: to the digests of the tar, of the chunk, and of the file if that has several. All at once cost little more than one.
 func (d *digests) payload(r *Record, p []byte) {
 	d.tarSize += int64(len(p))
 	d.chunk.Reset()
-	more := r.Part == NextPart || r.Part == LastPart // the first chunk of a file is the file up to there
-	switch {
-	case d.tar != nil:
-		sha256x2.Write(d.tar, d.chunk, p)
-		if more {
-			d.file.Write(p)
-		}
-	case more:
-		sha256x2.Write(d.file, d.chunk, p)
-	default:
-		d.chunk.Write(p)
+	to := []gohash.Hash{d.chunk}
+	if d.tar != nil {
+		to = append(to, d.tar)
 	}
+	if r.Part == NextPart || r.Part == LastPart { // the first chunk of a file is the file up to there
+		to = append(to, d.file)
+	}
+	sha256s.Write(p, to...)
 	r.TOC.ChunkDigest = sumOf(d.chunk)
 	switch r.Part {
 	case Whole:

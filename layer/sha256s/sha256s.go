@@ -1,11 +1,11 @@
-// Package sha256x2 has two SHA-256 digests go over the same bytes for little more than the price of one.
+// Package sha256s has two or three SHA-256 digests go over the same bytes for little more than the price of one.
 //
 // A layer's tar is hashed as a whole, and its files and chunks are by themselves. The rounds of SHA-256 depend on each other, so a CPU that
-// has instructions for them waits for most of the time: two digests of the same blocks, which have the words of a block in common, fill
+// has instructions for them waits for most of the time: other digests of the same blocks, which have the words of a block in common, fill
 // that. A payload in a tar begins at a block, as SHA-256 has blocks of 64 bytes and a tar of 512.
 //
 // What a digest is stays crypto/sha256's: this takes its state, as encoding.BinaryAppender has it, and gives it back.
-package sha256x2
+package sha256s
 
 import (
 	"crypto/sha256"
@@ -25,16 +25,17 @@ const (
 	worthwhile = 1 << 10
 )
 
-// blocks has both states go over p, complete blocks. It's nil where there is nothing better than one after the other.
-var blocks func(a, b *[8]uint32, p []byte)
+// blocks has two or three states go over p, complete blocks and at least one. It's nil where there is nothing better than one after the other.
+var blocks func(p []byte, states ...*words)
 
-// Write writes p to both of two digests, which differ. They are crypto/sha256's if it's to be fast.
-func Write(a, b hash.Hash, p []byte) {
+// Write writes p to several digests. They are crypto/sha256's, and two or three, if it's to be fast.
+func Write(p []byte, digests ...hash.Hash) {
 	if blocks != nil && len(p) >= worthwhile {
-		p = p[together(a, b, p):]
+		p = p[together(p, digests):]
 	}
-	a.Write(p)
-	b.Write(p)
+	for _, d := range digests {
+		d.Write(p)
+	}
 }
 
 // A state is a digest that can be taken from where it is.
@@ -43,16 +44,24 @@ type state interface {
 	encoding.BinaryUnmarshaler
 }
 
-// together writes the complete blocks of p to both, if both are at the beginning of a block, and returns how many bytes that are.
-func together(a, b hash.Hash, p []byte) int {
+// together writes the complete blocks of p to all, if all are at the beginning of a block, and returns how many bytes that are.
+func together(p []byte, digests []hash.Hash) int {
 	n := len(p) &^ (sha256.BlockSize - 1)
-	var x, y words
-	if !x.take(a) || !y.take(b) {
+	var w [3]words
+	var states []*words
+	if len(digests) < 2 || len(digests) > len(w) {
 		return 0
 	}
-	blocks(&x.state, &y.state, p[:n])
-	x.give(a.(state), n)
-	y.give(b.(state), n)
+	for i, d := range digests {
+		if !w[i].take(d) {
+			return 0
+		}
+		states = append(states, &w[i])
+	}
+	blocks(p[:n], states...)
+	for i, d := range digests {
+		w[i].give(d.(state), n)
+	}
 	return n
 }
 
@@ -87,6 +96,6 @@ func (w *words) give(s state, n int) {
 	length := w.encoded[lengthAt:]
 	binary.BigEndian.PutUint64(length, binary.BigEndian.Uint64(length)+uint64(n))
 	if err := s.UnmarshalBinary(w.encoded); err != nil {
-		panic("sha256x2: " + err.Error()) // it has encoded it itself
+		panic("sha256s: " + err.Error()) // it has encoded it itself
 	}
 }

@@ -1,51 +1,57 @@
 #include "textflag.h"
 
-// SHA-256 with the instructions of Gulley et al., "Intel SHA Extensions" (Intel, 2013), for two states at once. There are as many registers
-// as that takes.
+// SHA-256 with the instructions of Gulley et al., "Intel SHA Extensions" (Intel, 2013), for two and for three states at once.
 
 #define msg  X0 // what SHA256RNDS2 takes: the words of two rounds, with their constants
 #define a0   X1 // the first state: its words a, b, e, f
 #define a1   X2 // and c, d, g, h
 #define b0   X3 // the second one
 #define b1   X4
-#define m0   X5 // the last 16 words of the message schedule
-#define m1   X6
-#define m2   X7
-#define m3   X8
-#define tmp  X9
-#define swap X10
-#define wasA0 X11 // the states before the block
-#define wasA1 X12
-#define wasB0 X13
-#define wasB1 X14
+#define c0   X5 // the third one
+#define c1   X6
+#define m0   X7 // the last 16 words of the message schedule
+#define m1   X8
+#define m2   X9
+#define m3   X10
+#define tmp  X11
+#define swap X12
 
 // LOAD takes the words of a state, a to d and e to h, to where the instructions have them. PSHUFD sees the last one first.
 #define LOAD(state, s0, s1) \
-	VMOVDQU (state), s0       \
-	VMOVDQU 16(state), s1     \
-	PSHUFD  $0xb1, s0, s0     \
-	PSHUFD  $0x1b, s1, s1     \
-	VMOVDQA s0, tmp           \
-	PALIGNR $8, s1, s0        \
+	VMOVDQU (state), s0   \
+	VMOVDQU 16(state), s1 \
+	PSHUFD  $0xb1, s0, s0 \
+	PSHUFD  $0x1b, s1, s1 \
+	VMOVDQA s0, tmp       \
+	PALIGNR $8, s1, s0    \
 	PBLENDW $0xf0, tmp, s1
 
 // STORE takes them back.
 #define STORE(state, s0, s1) \
-	PSHUFD  $0x1b, s0, s0      \
-	PSHUFD  $0xb1, s1, s1      \
-	VMOVDQA s0, tmp            \
-	PBLENDW $0xf0, s1, s0      \
-	PALIGNR $8, tmp, s1        \
-	VMOVDQU s0, (state)        \
+	PSHUFD  $0x1b, s0, s0 \
+	PSHUFD  $0xb1, s1, s1 \
+	VMOVDQA s0, tmp       \
+	PBLENDW $0xf0, s1, s0 \
+	PALIGNR $8, tmp, s1   \
+	VMOVDQU s0, (state)   \
 	VMOVDQU s1, 16(state)
+
+// SAVE keeps a state as it is before a block, and ADD adds that to what it is behind it.
+#define SAVE(at, s0, s1) \
+	VMOVDQU s0, at(SP) \
+	VMOVDQU s1, at+16(SP)
+
+#define ADD(at, s0, s1) \
+	VPADDD at(SP), s0, s0 \
+	VPADDD at+16(SP), s1, s1
 
 // WORDS takes four words from the block.
 #define WORDS(at, m) \
 	VMOVDQU at(SI), m \
 	PSHUFB  swap, m
 
-// ROUNDS does four rounds of both states.
-#define ROUNDS(k, m) \
+// TWO and THREE do four rounds of so many states.
+#define TWO(k, m) \
 	VPADDD      k(AX), m, msg   \
 	SHA256RNDS2 msg, a0, a1     \
 	SHA256RNDS2 msg, b0, b1     \
@@ -53,14 +59,71 @@
 	SHA256RNDS2 msg, a1, a0     \
 	SHA256RNDS2 msg, b1, b0
 
+#define THREE(k, m) \
+	VPADDD      k(AX), m, msg   \
+	SHA256RNDS2 msg, a0, a1     \
+	SHA256RNDS2 msg, b0, b1     \
+	SHA256RNDS2 msg, c0, c1     \
+	PSHUFD      $0x0e, msg, msg \
+	SHA256RNDS2 msg, a1, a0     \
+	SHA256RNDS2 msg, b1, b0     \
+	SHA256RNDS2 msg, c1, c0
+
 // SCHEDULE makes next the four words behind those in at, which are behind those in before.
 #define SCHEDULE(before, at, next) \
 	VPALIGNR   $4, before, at, tmp \
 	VPADDD     tmp, next, next     \
 	SHA256MSG2 at, next
 
-// func blocksSHANI(a, b *[8]uint32, p *byte, n int)
-TEXT ·blocksSHANI(SB), NOSPLIT, $0-32
+// BLOCK does the rounds of a block.
+#define BLOCK(ROUNDS) \
+	WORDS(0, m0)         \
+	ROUNDS(0, m0)        \
+	WORDS(16, m1)        \
+	ROUNDS(16, m1)       \
+	SHA256MSG1 m1, m0    \
+	WORDS(32, m2)        \
+	ROUNDS(32, m2)       \
+	SHA256MSG1 m2, m1    \
+	WORDS(48, m3)        \
+	ROUNDS(48, m3)       \
+	SCHEDULE(m2, m3, m0) \
+	SHA256MSG1 m3, m2    \
+	ROUNDS(64, m0)       \
+	SCHEDULE(m3, m0, m1) \
+	SHA256MSG1 m0, m3    \
+	ROUNDS(80, m1)       \
+	SCHEDULE(m0, m1, m2) \
+	SHA256MSG1 m1, m0    \
+	ROUNDS(96, m2)       \
+	SCHEDULE(m1, m2, m3) \
+	SHA256MSG1 m2, m1    \
+	ROUNDS(112, m3)      \
+	SCHEDULE(m2, m3, m0) \
+	SHA256MSG1 m3, m2    \
+	ROUNDS(128, m0)      \
+	SCHEDULE(m3, m0, m1) \
+	SHA256MSG1 m0, m3    \
+	ROUNDS(144, m1)      \
+	SCHEDULE(m0, m1, m2) \
+	SHA256MSG1 m1, m0    \
+	ROUNDS(160, m2)      \
+	SCHEDULE(m1, m2, m3) \
+	SHA256MSG1 m2, m1    \
+	ROUNDS(176, m3)      \
+	SCHEDULE(m2, m3, m0) \
+	SHA256MSG1 m3, m2    \
+	ROUNDS(192, m0)      \
+	SCHEDULE(m3, m0, m1) \
+	SHA256MSG1 m0, m3    \
+	ROUNDS(208, m1)      \
+	SCHEDULE(m0, m1, m2) \
+	ROUNDS(224, m2)      \
+	SCHEDULE(m1, m2, m3) \
+	ROUNDS(240, m3)
+
+// func blocks2(a, b *[8]uint32, p *byte, n int)
+TEXT ·blocks2(SB), NOSPLIT, $64-32
 	MOVQ    a+0(FP), DI
 	MOVQ    b+8(FP), DX
 	MOVQ    p+16(FP), SI
@@ -71,66 +134,47 @@ TEXT ·blocksSHANI(SB), NOSPLIT, $0-32
 	LOAD(DX, b0, b1)
 
 block:
-	VMOVDQA a0, wasA0
-	VMOVDQA a1, wasA1
-	VMOVDQA b0, wasB0
-	VMOVDQA b1, wasB1
-
-	WORDS(0, m0)
-	ROUNDS(0, m0)
-	WORDS(16, m1)
-	ROUNDS(16, m1)
-	SHA256MSG1 m1, m0
-	WORDS(32, m2)
-	ROUNDS(32, m2)
-	SHA256MSG1 m2, m1
-	WORDS(48, m3)
-	ROUNDS(48, m3)
-	SCHEDULE(m2, m3, m0)
-	SHA256MSG1 m3, m2
-	ROUNDS(64, m0)
-	SCHEDULE(m3, m0, m1)
-	SHA256MSG1 m0, m3
-	ROUNDS(80, m1)
-	SCHEDULE(m0, m1, m2)
-	SHA256MSG1 m1, m0
-	ROUNDS(96, m2)
-	SCHEDULE(m1, m2, m3)
-	SHA256MSG1 m2, m1
-	ROUNDS(112, m3)
-	SCHEDULE(m2, m3, m0)
-	SHA256MSG1 m3, m2
-	ROUNDS(128, m0)
-	SCHEDULE(m3, m0, m1)
-	SHA256MSG1 m0, m3
-	ROUNDS(144, m1)
-	SCHEDULE(m0, m1, m2)
-	SHA256MSG1 m1, m0
-	ROUNDS(160, m2)
-	SCHEDULE(m1, m2, m3)
-	SHA256MSG1 m2, m1
-	ROUNDS(176, m3)
-	SCHEDULE(m2, m3, m0)
-	SHA256MSG1 m3, m2
-	ROUNDS(192, m0)
-	SCHEDULE(m3, m0, m1)
-	SHA256MSG1 m0, m3
-	ROUNDS(208, m1)
-	SCHEDULE(m0, m1, m2)
-	ROUNDS(224, m2)
-	SCHEDULE(m1, m2, m3)
-	ROUNDS(240, m3)
-
-	PADDD wasA0, a0
-	PADDD wasA1, a1
-	PADDD wasB0, b0
-	PADDD wasB1, b1
-	ADDQ  $64, SI
-	DECQ  CX
-	JNZ   block
+	SAVE(0, a0, a1)
+	SAVE(32, b0, b1)
+	BLOCK(TWO)
+	ADD(0, a0, a1)
+	ADD(32, b0, b1)
+	ADDQ $64, SI
+	DECQ CX
+	JNZ  block
 
 	STORE(DI, a0, a1)
 	STORE(DX, b0, b1)
+	RET
+
+// func blocks3(a, b, c *[8]uint32, p *byte, n int)
+TEXT ·blocks3(SB), NOSPLIT, $96-40
+	MOVQ    a+0(FP), DI
+	MOVQ    b+8(FP), DX
+	MOVQ    c+16(FP), BX
+	MOVQ    p+24(FP), SI
+	MOVQ    n+32(FP), CX
+	LEAQ    constants<>(SB), AX
+	VMOVDQU bigEndian<>(SB), swap
+	LOAD(DI, a0, a1)
+	LOAD(DX, b0, b1)
+	LOAD(BX, c0, c1)
+
+block:
+	SAVE(0, a0, a1)
+	SAVE(32, b0, b1)
+	SAVE(64, c0, c1)
+	BLOCK(THREE)
+	ADD(0, a0, a1)
+	ADD(32, b0, b1)
+	ADD(64, c0, c1)
+	ADDQ $64, SI
+	DECQ CX
+	JNZ  block
+
+	STORE(DI, a0, a1)
+	STORE(DX, b0, b1)
+	STORE(BX, c0, c1)
 	RET
 
 // bigEndian has PSHUFB turn the bytes of each word round.
