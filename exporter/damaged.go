@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/labels"
+	cerrdefs "github.com/containerd/errdefs"
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
@@ -101,7 +102,7 @@ func tryLayer(ctx context.Context, cs content.Store, desc ocispecs.Descriptor, c
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, tar.ErrHeader):
 		return damaged(desc, err)
 	}
-	return fmt.Errorf("layer %s can't be converted: %w; without force-compression=true it is exported as it is", desc.Digest, err)
+	return inconvertible(desc, err)
 }
 
 // A failingReader keeps the error of its source, which isn't its end.
@@ -121,6 +122,10 @@ func (r *failingReader) Read(p []byte) (int, error) {
 
 func damaged(desc ocispecs.Descriptor, why error) error {
 	return fmt.Errorf("layer %s is damaged: %w; make its image anew: without force-compression=true the layer is exported as it is, and fails who unpacks it", desc.Digest, why)
+}
+
+func inconvertible(desc ocispecs.Descriptor, why error) error {
+	return fmt.Errorf("layer %s can't be converted: %w; without force-compression=true it is exported as it is", desc.Digest, why)
 }
 
 // madeOfLabel is how the labels begin that say of which tars an eStargz layer was made: files put in order may make the same of several.
@@ -144,6 +149,9 @@ func checkDiffIDs(ctx context.Context, cs content.Store, ref cache.ImmutableRef,
 		want, promised := desc.Annotations[labels.LabelUncompressed]
 		if now.Digest == desc.Digest || !promised || unpacksOtherwise(ctx, cs, desc) {
 			continue
+		}
+		if _, err := cs.Info(ctx, desc.Digest); cerrdefs.IsNotFound(err) {
+			continue // it was converted while it arrived, and verified: see tarReader
 		}
 		tars, err := tarsOf(ctx, cs, now, cfg.Compression.Type)
 		if err != nil {

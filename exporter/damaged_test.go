@@ -111,7 +111,7 @@ func TestForcedNamesTheLayer(t *testing.T) {
 					descs = append(descs, above)
 				}
 				for range 2 { // the second time finds what the first has made
-					_, err := GetRemotes(t.Context(), cs, &convertedRef{cs: cs, descs: descs}, true, cacheconfig.RefConfig{Compression: comp.SetForce(true)}, false, nil)
+					_, err := GetRemotes(t.Context(), cs, nil, &convertedRef{cs: cs, descs: descs}, true, cacheconfig.RefConfig{Compression: comp.SetForce(true)}, false, nil)
 					if c.want == nil {
 						if err != nil {
 							t.Error(err)
@@ -158,7 +158,7 @@ func TestForcedTOCLeftOut(t *testing.T) {
 		"as seen":   {MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Annotations: map[string]string{labels.LabelUncompressed: desc.Annotations[labels.LabelUncompressed]}},
 	} {
 		ref := &convertedRef{cs: cs, descs: []ocispecs.Descriptor{from}}
-		if _, err := GetRemotes(t.Context(), cs, ref, true, cacheconfig.RefConfig{Compression: oursChunked(zstdchunked.WriteOptions{}).SetForce(true)}, false, nil); err != nil {
+		if _, err := GetRemotes(t.Context(), cs, nil, ref, true, cacheconfig.RefConfig{Compression: oursChunked(zstdchunked.WriteOptions{}).SetForce(true)}, false, nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

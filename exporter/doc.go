@@ -10,6 +10,7 @@
 //
 // A push reads the blobs of lazy layers from where they are, which [Blobs] knows, and keeps nothing of them, and so does the export of a cache, which has them by
 // [ToCache]; unless others of the same build want them too. What was converted, or rewritten for SOURCE_DATE_EPOCH, is found again by labels of its blob.
+// Lazy layers are converted while they arrive, by [Conversions], whose blobs nobody has: what they become is noted in BuildKit's records of them.
 //
 // With lazy-prioritize, the files of the layers are put in the order of a list, which [Lists] reads from the client. Labels in the content store say by
 // which options a blob was written: one that this daemon has made by others is made again, the base image's are not, unless

@@ -71,8 +71,9 @@ func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc oc
 	}
 	info, err := cs.Info(ctx, desc.Digest)
 	if cerrdefs.IsNotFound(err) {
-		// A lazy layer is referenced, and not fetched to be looked at.
-		if _, err := digest.Parse(desc.Annotations[stargz.TOCJSONDigestAnnotation]); err == nil {
+		// A lazy layer is referenced, and not fetched to be looked at. One dialect of zstd:chunked has the same annotation.
+		from, ferr := compression.FromMediaType(desc.MediaType)
+		if _, err := digest.Parse(desc.Annotations[stargz.TOCJSONDigestAnnotation]); err == nil && ferr == nil && from == compression.Gzip {
 			return false, nil
 		}
 	}
@@ -92,7 +93,7 @@ func convertible(desc ocispecs.Descriptor) error {
 		err = errors.New("it is encrypted")
 	}
 	if err != nil {
-		return fmt.Errorf("layer %s can't be converted: %w; without force-compression=true it is exported as it is", desc.Digest, err)
+		return inconvertible(desc, err)
 	}
 	return nil
 }

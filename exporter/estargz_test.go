@@ -478,8 +478,8 @@ func TestNeedsConversion(t *testing.T) {
 		MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: digest.FromString("elsewhere"),
 		Annotations: map[string]string{stargz.TOCJSONDigestAnnotation: digest.FromString("toc").String()},
 	}
-	gzip := lazy
-	gzip.Annotations = nil
+	gzip, chunked := lazy, lazy
+	gzip.Annotations, chunked.MediaType = nil, ocispecs.MediaTypeImageLayerZstd
 	for name, c := range map[string]struct {
 		desc ocispecs.Descriptor
 		comp compression.Config
@@ -493,6 +493,7 @@ func TestNeedsConversion(t *testing.T) {
 		"chunks, the same":     {written(chunks), chunks, false},
 		"somebody else's":      {theirs, chunks, false},
 		"lazy":                 {lazy, chunks, false},
+		"lazy zstd:chunked":    {chunked, chunks, true},
 		"not there, not lazy":  {gzip, usual, true},
 		"not there, no digest": {ocispecs.Descriptor{MediaType: gzip.MediaType, Digest: gzip.Digest, Annotations: map[string]string{stargz.TOCJSONDigestAnnotation: "x"}}, usual, true},
 		"is no layer":          {ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageConfig, Digest: plain.Digest}, usual, false},

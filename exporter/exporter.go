@@ -23,6 +23,8 @@ type Exporter struct {
 	Blobs Blobs
 	// Content is where blobs are written. Nil leaves the rewriting of timestamps to BuildKit, and errors of conversions without a layer's name.
 	Content content.Store
+	// Conversions convert lazy layers. Nil leaves them to BuildKit, which fetches them into the content store for that.
+	Conversions *Conversions
 	// Lists reads the lists of files that come first. Required.
 	Lists *Lists
 	// Registries are where images of tables of contents are pushed to. Required.
@@ -158,26 +160,27 @@ func (i *instance) wrap(r cache.ImmutableRef, base []digest.Digest, rewriting *r
 	if r == nil {
 		return nil
 	}
-	return &ref{r, i.exporter.Content, i.estargz, i.chunked, base, i.blobs, rewriting, left}
+	return &ref{r, i.exporter.Content, i.exporter.Conversions, i.estargz, i.chunked, base, i.blobs, rewriting, left}
 }
 
 // A ref has its layers written by us: the exporter can't be told so, but asks the refs for them. Those that it pushes it has from
 // where they are.
 type ref struct {
 	cache.ImmutableRef
-	content   content.Store
-	estargz   *eStargz
-	chunked   *zstdChunked
-	base      []digest.Digest // DiffIDs of the base image
-	blobs     Blobs
-	rewriting *rewriting
-	stayed    *stayed
+	content     content.Store
+	conversions *Conversions
+	estargz     *eStargz
+	chunked     *zstdChunked
+	base        []digest.Digest // DiffIDs of the base image
+	blobs       Blobs
+	rewriting   *rewriting
+	stayed      *stayed
 }
 
 // GetRemotes implements cache.ImmutableRef.
 func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
 	cfg.Compression = r.chunked.replace(r.estargz.replace(cfg.Compression))
-	remotes, err := getRemotes(ctx, r.content, r.ImmutableRef, createIfNeeded, cfg, all, s, r.base)
+	remotes, err := getRemotes(ctx, r.content, r.conversions.of(r.ImmutableRef), createIfNeeded, cfg, all, s, r.base)
 	if err != nil {
 		return nil, err
 	}
@@ -197,5 +200,5 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 
 // Clone implements cache.ImmutableRef.
 func (r *ref) Clone() cache.ImmutableRef {
-	return &ref{r.ImmutableRef.Clone(), r.content, r.estargz, r.chunked, r.base, r.blobs, r.rewriting, r.stayed}
+	return &ref{r.ImmutableRef.Clone(), r.content, r.conversions, r.estargz, r.chunked, r.base, r.blobs, r.rewriting, r.stayed}
 }

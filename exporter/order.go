@@ -64,9 +64,10 @@ func (o *converting) NeedsConversion(ctx context.Context, cs content.Store, desc
 // Without force, what BuildKit has made of a layer once is what it is exported as ever after. So the layers that this daemon has written
 // in another order, or with a TOC elsewhere, are converted, as if force were on for them; others stay what they are, those of the base image among them.
 //
-// Forced, a layer that can't be converted, or whose DiffID isn't that of its tar, is an error that names it. Those that have been fetched are in cs.
-func GetRemotes(ctx context.Context, cs content.Store, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
-	return getRemotes(ctx, cs, ref, createIfNeeded, cfg, all, s, nil)
+// Forced, a layer that can't be converted, or whose DiffID isn't that of its tar, is an error that names it. Those that have been fetched are in cs;
+// what becomes of lazy ones is for conversions to say, or for BuildKit, if they are nil.
+func GetRemotes(ctx context.Context, cs content.Store, conversions *Conversions, ref cache.ImmutableRef, createIfNeeded bool, cfg cacheconfig.RefConfig, all bool, s session.Group) ([]*solver.Remote, error) {
+	return getRemotes(ctx, cs, conversions.of(ref), createIfNeeded, cfg, all, s, nil)
 }
 
 // getRemotes is GetRemotes of an image on top of a base with these DiffIDs.

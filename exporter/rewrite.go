@@ -171,17 +171,23 @@ const (
 
 // key names the time and what writes the layer.
 func (r *rewriting) key(comp compression.Config) string {
-	how := comp.Type.String()
-	if comp.Level != nil {
-		how = fmt.Sprintf("%s %d", how, *comp.Level)
-	}
+	return digest.FromString(fmt.Sprintf("%d %s", r.epoch.UTC().Unix(), writtenBy(comp))).Encoded()[:16]
+}
+
+// writtenBy names what writes a layer, with the options that make a difference.
+func writtenBy(comp compression.Config) string {
 	switch t := comp.Type.(type) {
 	case *eStargz:
-		how = t.label()
+		return t.label()
+	case *converting:
+		return t.label()
 	case *zstdChunked:
-		how = zstdLabel(t.opt)
+		return zstdLabel(t.opt)
 	}
-	return digest.FromString(fmt.Sprintf("%d %s", r.epoch.UTC().Unix(), how)).Encoded()[:16]
+	if comp.Level != nil {
+		return fmt.Sprintf("%s %d", comp.Type, *comp.Level)
+	}
+	return comp.Type.String()
 }
 
 func (r *rewriting) known(ctx context.Context, cs content.Store, of digest.Digest, key string) *ocispecs.Descriptor {

@@ -73,14 +73,16 @@ func wantNobodyExports(t *testing.T, debug string) {
 	t.Errorf("%d goroutines still export", exportingGoroutines(t, debug))
 }
 
-// TestExportCancelled ends the client by SIGINT in the middle of writing a layer, for a push and for an archive, and of pushing one that is passed
-// on: nothing is left, and the next export succeeds.
+// TestExportCancelled ends the client by SIGINT in the middle of writing a layer, for a push and for an archive, and of converting and of pushing
+// one that is read from its registry: nothing is left, and the next export succeeds.
 func TestExportCancelled(t *testing.T) {
 	r := newTwoRegistries(t)
 	debug := freePort(t)
 	d := startDaemon(t, daemon.Options{Config: r.config + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
 	buildctl, buildx := client.Buildctl{Addr: d.Addr}, buildx(t, d.Addr)
 	writes := func() bool { return len(ingests(d)) > 0 }
+	hits := 0 // of faults before
+	reads := func() bool { return r.from.Faults.Hits() > hits }
 	for _, c := range []struct {
 		name, tag, compression string
 		archive                bool
@@ -90,7 +92,8 @@ func TestExportCancelled(t *testing.T) {
 		fault  registry.Fault
 		middle func() bool
 	}{
-		{"pass on", "app:1", "estargz", false, buildctl, registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, func() bool { return r.from.Faults.Hits() > 0 }},
+		{"pass on", "app:1", "estargz", false, buildctl, registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, reads},
+		{"convert", "app:8", "zstdchunked,force-compression=true", false, buildctl, registry.Fault{Kind: registry.Stall, Match: registry.MatchBlob(r.layers[1])}, reads},
 		{"write", "app:2", "estargz,compression-level=9", false, buildctl, registry.Fault{}, writes},
 		{"write zstd:chunked", "app:3", "zstdchunked,compression-level=22", false, buildctl, registry.Fault{}, writes},
 		{"buildx", "app:4", "estargz,compression-level=9", false, buildx, registry.Fault{}, writes},
@@ -103,6 +106,7 @@ func TestExportCancelled(t *testing.T) {
 			build(t, d, s)
 			remove := func() {}
 			if c.fault.Kind != 0 {
+				hits = r.from.Faults.Hits()
 				remove = r.from.Faults.Add(c.fault)
 			}
 			s.Outputs = []string{"type=image,name=" + r.target(c.tag) + ",push=true,compression=" + c.compression}

@@ -70,26 +70,36 @@ func testConversionsAreRemembered(t *testing.T, format string, wantLayers func(*
 	}
 }
 
-// TestForceCompressionKeepsLazyLayers forces what is eStargz: its layers are neither fetched nor written again.
+// TestForceCompressionKeepsLazyLayers forces what is eStargz: its layers are neither fetched nor written again, also by a build that finds its steps
+// cached, and after a restart.
 func TestForceCompressionKeepsLazyLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	base, _ := push(t, reg, "base:estargz", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
-	d := startDaemon(t, daemon.Options{Config: "debug = true\n" + plainHTTP(reg)})
-	reg.Log.Reset()
-	build(t, d, client.Solve{
-		Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN echo new > /new\n",
-		Outputs:    []string{"type=image,name=" + reg.Ref("app:1") + ",push=true,compression=estargz,force-compression=true,estargz-chunk-size=64k"},
-	})
-	if n := conversions(d); n != 0 {
-		t.Errorf("%d layers were converted", n)
+	opt := daemon.Options{Config: "debug = true\n" + plainHTTP(reg), Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	export := func() {
+		t.Helper()
+		reg.Log.Reset()
+		build(t, d, client.Solve{
+			Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN echo new > /new\n",
+			Outputs:    []string{"type=image,name=" + reg.Ref("app:1") + ",push=true,compression=estargz,force-compression=true,estargz-chunk-size=64k"},
+		})
+		if n := conversions(d); n != 0 {
+			t.Errorf("%d layers were converted", n)
+		}
+		big := layerDigests(t, base)[1]
+		if n, size := reg.Log.BlobBytes()[big], sizeOf(t, base, big); n > size/10 {
+			t.Errorf("%d bytes of %d were fetched", n, size)
+		}
+		img := pull(t, reg, "app:1")
+		wantEStargz(t, img)
+		if got := layerDigests(t, img)[:2]; !slices.Equal(got, layerDigests(t, base)) {
+			t.Errorf("layers %v, the base has %v", got, layerDigests(t, base))
+		}
 	}
-	big := layerDigests(t, base)[1]
-	if n, size := reg.Log.BlobBytes()[big], sizeOf(t, base, big); n > size/10 {
-		t.Errorf("%d bytes of %d were fetched", n, size)
-	}
-	img := pull(t, reg, "app:1")
-	wantEStargz(t, img)
-	if got := layerDigests(t, img)[:2]; !slices.Equal(got, layerDigests(t, base)) {
-		t.Errorf("layers %v, the base has %v", got, layerDigests(t, base))
-	}
+	export()
+	export()
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	export()
 }

@@ -24,6 +24,16 @@ import (
 //
 // A blob that is in the content store, or of which nobody knows where it is, is ErrNotFound: BuildKit can provide those.
 func (s *Snapshotter) Stream(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error) {
+	return s.stream(ctx, desc, g, "passing on")
+}
+
+// Convert is Stream for who makes another layer of the blob.
+func (s *Snapshotter) Convert(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error) {
+	return s.stream(ctx, desc, g, "converting")
+}
+
+// stream is Stream. The user sees what is being done.
+func (s *Snapshotter) stream(ctx context.Context, desc ocispecs.Descriptor, g session.Group, doing string) (content.ReaderAt, error) {
 	if s.opt.Hosts == nil {
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, cerrdefs.ErrNotFound)
 	}
@@ -52,7 +62,7 @@ func (s *Snapshotter) Stream(ctx context.Context, desc ocispecs.Descriptor, g se
 	b.AcceptWhole()
 	st := &stream{ctx: ctx, blob: b, size: size, corrupt: &s.corrupt, done: func() {}}
 	if p != nil {
-		end := p.status(ctx, fmt.Sprintf("passing on layer %s from %s", desc.Digest, ref.Locator))
+		end := p.status(ctx, fmt.Sprintf("%s layer %s from %s", doing, desc.Digest, ref.Locator))
 		st.done = func() { end(nil) }
 	}
 	return st, nil

@@ -28,7 +28,7 @@ func (w *Worker) GetRemotes(ctx context.Context, ref cache.ImmutableRef, createI
 	if ref == nil {
 		return nil, nil
 	}
-	remotes, err := exporter.GetRemotes(ctx, w.ContentStore(), ref, createIfNeeded, cfg, all, g)
+	remotes, err := exporter.GetRemotes(ctx, w.ContentStore(), w.conversions, ref, createIfNeeded, cfg, all, g)
 	if err != nil || len(remotes) == 0 {
 		return remotes, err
 	}

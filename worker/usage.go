@@ -9,6 +9,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
 )
@@ -45,9 +46,8 @@ func (w *Worker) Prune(ctx context.Context, ch chan client.UsageInfo, opts ...cl
 	return w.Worker.Prune(ctx, ch, opts...)
 }
 
-// account returns a context in which the cache manager counts lazy layers, and makes it forget the sizes that it took
-// note of when they had other ones: to it, a record's size never changes. Records of the same blob share what that
-// takes.
+// account returns a context in which the cache manager counts lazy layers, and what forced exports have made of them, and makes it forget the
+// sizes that it took note of when they had other ones: to it, a record's size never changes. Records of the same blob share what that takes.
 func (w *Worker) account(ctx context.Context) (context.Context, error) {
 	lazy, ok := w.snapshotter.(*snapshot.Snapshotter)
 	if !ok {
@@ -59,10 +59,21 @@ func (w *Worker) account(ctx context.Context) (context.Context, error) {
 		return nil, fmt.Errorf("size of lazy layers: %w", err)
 	}
 	of := map[digest.Digest][]cache.RefMetadata{}
+	counted := map[digest.Digest]bool{}
 	for _, r := range records {
 		blob := digest.Digest(r.GetString(recordBlob))
-		if _, ok := sizes[blob]; ok && blobOnly(r) {
+		made := exporter.ConvertedOf(r)
+		if _, ok := sizes[blob]; ok && blobOnly(r) || len(made) > 0 {
 			of[blob] = append(of[blob], r)
+		}
+		for _, m := range made {
+			if counted[m] {
+				continue
+			}
+			if info, err := w.ContentStore().Info(ctx, m); err == nil {
+				counted[m] = true
+				sizes[blob] += info.Size
+			}
 		}
 	}
 	w.accounts.mu.Lock()

@@ -62,7 +62,8 @@ type Worker struct {
 	root        string
 	reporter    *report.Reporter
 	snapshotter snapshots.Snapshotter
-	planner     *source.Snapshotter // nil without lazy layers
+	planner     *source.Snapshotter   // nil without lazy layers
+	conversions *exporter.Conversions // the same
 	images      *source.Source
 	door        Door
 	accounts    accounts
@@ -167,6 +168,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		}
 	}
 	w.planner = planner
+	if planner != nil {
+		w.conversions = &exporter.Conversions{Content: wopt.ContentStore, Leases: wopt.LeaseManager, Layers: planner}
+	}
 	w.CacheMgr = source.BindTables(w.CacheMgr)
 	w.ImageSource.CacheAccessor, w.OCILayoutSource.CacheAccessor = w.CacheMgr, w.CacheMgr
 	w.ImageSource.ContentStore = manifests{w.ImageSource.ContentStore}
@@ -208,7 +212,7 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	e.Lists = &exporter.Lists{Sessions: sm, Dir: w.root}
 	e.Registries = &exporter.Registries{Content: w.ContentStore(), Sessions: sm, Hosts: w.RegistryHosts}
 	if w.planner != nil {
-		e.Blobs = w.planner
+		e.Blobs, e.Conversions = w.planner, w.conversions
 	}
 	return e, nil
 }

@@ -1,0 +1,158 @@
+package integration
+
+import (
+	"net/http"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/client"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/daemon"
+	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
+)
+
+// forced is a build that reads a part of a lazy base and converts all of it.
+func forced(reg *registry.Registry, tag, attrs string) client.Solve {
+	return client.Solve{
+		Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/1 > /sum\n",
+		Outputs:    []string{"type=image,push=true,oci-mediatypes=true,force-compression=true,name=" + reg.Ref(tag) + attrs},
+	}
+}
+
+// TestForcedStreams converts a lazy base: its blobs are read once, and don't get into the content store; what becomes of them is what becomes of
+// blobs that are there. It's found again, also after a restart, and goes with the layer.
+func TestForcedStreams(t *testing.T) { eachDoor(t, testForcedStreams) }
+
+func testForcedStreams(t *testing.T) {
+	for base, targets := range map[baseimage.Format][]string{
+		baseimage.EStargz:       {",compression=zstdchunked", ",compression=zstd", ",compression=uncompressed"},
+		baseimage.StargzChunked: {",compression=estargz", ",compression=gzip"},
+	} {
+		t.Run(string(base), func(t *testing.T) {
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), base)
+			layers := layerDigests(t, img)
+			opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+			d := startDaemon(t, opt)
+			build(t, d, client.Solve{Dockerfile: forced(reg, "app:0", "").Dockerfile})
+			made := map[string][]digest.Digest{}
+			for _, attrs := range targets {
+				reg.Log.Reset()
+				res := build(t, d, forced(reg, "app:1", attrs))
+				sent := reg.Log.BlobBytes()
+				for i, l := range layers {
+					size := sizeOf(t, img, l)
+					if sent[l] < size || sent[l] > size+1<<10 { // the end, to see where the table of contents is
+						t.Errorf("%s: base layer %d: %d bytes of %d were fetched", attrs, i, sent[l], size)
+					}
+				}
+				wantContains(t, "progress", statuses(res), "converting layer "+layers[1].String())
+				wantNotStored(t, d, layers...)
+				made[attrs] = layerDigests(t, pull(t, reg, "app:1"))
+
+				local := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+				fetches := forced(reg, "local:1", "")
+				fetches.Outputs = []string{"type=oci,dest=" + filepath.Join(t.TempDir(), "oci.tar")}
+				build(t, local, fetches) // has the base in the content store from then on
+				build(t, local, forced(reg, "local:1", attrs))
+				if want := layerDigests(t, pull(t, reg, "local:1")); !slices.Equal(made[attrs][:2], want[:2]) {
+					t.Errorf("%s: layers %v, out of the content store %v", attrs, made[attrs], want)
+				}
+			}
+			again := func() {
+				t.Helper()
+				for _, attrs := range targets {
+					reg.Log.Reset()
+					build(t, d, forced(reg, "app:2", attrs))
+					if n := blobsRead(t, reg, img); n > 0 {
+						t.Errorf("%s: %d bytes of the base were fetched again", attrs, n)
+					}
+					if got := layerDigests(t, pull(t, reg, "app:2")); !slices.Equal(got, made[attrs]) {
+						t.Errorf("%s: layers %v, before %v", attrs, got, made[attrs])
+					}
+				}
+				wantNotStored(t, d, layers...)
+			}
+			again()
+			if used, most := usedBy(t, d), int64(len(targets)*16<<20); used < most {
+				t.Errorf("du shows %d bytes, what the base has become takes %d", used, most)
+			}
+			stopDaemon(t, d)
+			d = startDaemon(t, opt)
+			again()
+			if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune", "--all"); err != nil {
+				t.Fatalf("prune: %v\n%s", err, out)
+			}
+			for _, attrs := range targets {
+				wantNotStored(t, d, made[attrs]...)
+			}
+		})
+	}
+}
+
+// TestForcedTogether converts a base for two builds at the same time, of which it is read once.
+func TestForcedTogether(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, d, client.Solve{Dockerfile: forced(reg, "app:0", "").Dockerfile})
+	reg.Log.Reset()
+	var wg sync.WaitGroup
+	for _, tag := range []string{"app:1", "app:2", "app:3"} {
+		wg.Go(func() { build(t, d, forced(reg, tag, ",compression=zstdchunked")) })
+	}
+	wg.Wait()
+	big := layerDigests(t, img)[1]
+	if n, size := reg.Log.BlobBytes()[big], sizeOf(t, img, big); n > size+size/10 {
+		t.Errorf("%d bytes of %d were fetched", n, size)
+	}
+	for _, tag := range []string{"app:2", "app:3"} {
+		if got, want := layerDigests(t, pull(t, reg, tag)), layerDigests(t, pull(t, reg, "app:1")); !slices.Equal(got, want) {
+			t.Errorf("%s has %v, app:1 %v", tag, got, want)
+		}
+	}
+}
+
+// TestForcedWithFaults has the registry fail while a base is converted.
+func TestForcedWithFaults(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault registry.Fault
+		err   bool
+	}{
+		"short body":  {registry.Fault{Kind: registry.ShortBody, Count: 2}, false},
+		"no ranges":   {registry.Fault{Kind: registry.IgnoreRange}, false},
+		"503":         {registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Count: 2}, false},
+		"a byte once": {registry.Fault{Kind: registry.Corrupt, Offset: 1 << 20, Count: 2}, false},
+		"a byte ever": {registry.Fault{Kind: registry.Corrupt, Offset: 1 << 20}, true},
+		"gone":        {registry.Fault{Kind: registry.Status, Code: http.StatusNotFound}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+			build(t, d, client.Solve{Dockerfile: forced(reg, "app:0", "").Dockerfile})
+			big := layerDigests(t, img)[1]
+			c.fault.Match = registry.MatchBlob(big)
+			remove := reg.Faults.Add(c.fault)
+			s := forced(reg, "app:1", ",compression=zstdchunked")
+			if !c.err {
+				build(t, d, s)
+				if reg.Faults.Hits() == 0 {
+					t.Error("no request was hit")
+				}
+			} else {
+				wantContains(t, "error", buildFails(t, d, s), big.String())
+				wantNotStored(t, d, big)
+				remove()
+				build(t, d, s)
+			}
+			wantZstdChunked(t, pull(t, reg, "app:1"), 0)
+			wantNotStored(t, d, big)
+		})
+	}
+}
