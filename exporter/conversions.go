@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/compression"
 	"github.com/moby/buildkit/util/contentutil"
 	"github.com/moby/buildkit/util/converter"
@@ -31,7 +33,9 @@ import (
 // Conversions are what forced exports make of lazy layers.
 //
 // BuildKit puts the blob of such a layer into the content store, and converts it there. Here its tar goes from where it is into the writer, and of
-// the blob nothing is kept. BuildKit then finds that these layers need no conversion, and what they have become is put in their place: its own
+// the blob nothing is kept. Where the layer's format allows it, the tar is made of what steps have read, and of the blob only the rest is fetched.
+// eStargz doesn't: what is in the store of lazy layers are the contents of files, and the headers of its tar are in the blob alone, compressed
+// between those in places that the table of contents doesn't tell. BuildKit then finds that these layers need no conversion, and what they have become is put in their place: its own
 // records of what a blob has become hang on the blob, which isn't there.
 //
 // What a layer has become is noted in BuildKit's record of it, and held by the lease in which BuildKit holds such blobs: it goes with the record. Who
@@ -54,6 +58,8 @@ type LazyLayers interface {
 	// Convert reads a blob from where it is, once, from the start to the end, and keeps nothing of it. One that is in the content store, or of
 	// which nobody knows where it is, is ErrNotFound of containerd's.
 	Convert(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error)
+	// Tar returns the tar of a layer, made of what has arrived of it, and unverified. It is ErrNotFound where that can't be done.
+	Tar(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (io.ReadCloser, error)
 }
 
 // made is a layer that was converted, and the lease in which it was made.
@@ -185,8 +191,19 @@ func (c *Conversions) layer(ctx context.Context, record cache.RefMetadata, desc 
 	return m.desc, c.note(ctx, record, key, m.desc)
 }
 
-// stream converts a layer while it arrives.
+// stream converts a layer, out of what has arrived of it or else while its blob does.
 func (c *Conversions) stream(ctx context.Context, desc ocispecs.Descriptor, comp compression.Config, g session.Group) (*ocispecs.Descriptor, error) {
+	present, err := c.Layers.Tar(ctx, desc, g)
+	if err == nil {
+		var now *ocispecs.Descriptor
+		now, err = c.write(ctx, presentTar(present, desc), desc, comp)
+		if err == nil || ctx.Err() != nil || hopeless(err) {
+			return now, err
+		}
+	}
+	if !cerrdefs.IsNotFound(err) {
+		bklog.G(ctx).WithError(err).WithField("layer", desc.Digest).Warn("what has arrived of a layer is of no use to convert it; all of it is read")
+	}
 	blob, err := c.Layers.Convert(ctx, desc, g)
 	if err != nil {
 		return nil, err
@@ -196,13 +213,18 @@ func (c *Conversions) stream(ctx context.Context, desc ocispecs.Descriptor, comp
 	if err != nil {
 		return nil, err
 	}
+	return c.write(ctx, tar, desc, comp)
+}
+
+// write makes a layer of the tar of another, and closes that.
+func (c *Conversions) write(ctx context.Context, tar *tarReader, desc ocispecs.Descriptor, comp compression.Config) (*ocispecs.Descriptor, error) {
 	defer tar.Close()
 	convert, err := converter.New(ctx, c.Content, desc, comp)
 	if err != nil || convert == nil {
 		return nil, fmt.Errorf("layer %s needs no conversion any more: %w", desc.Digest, errors.Join(err, cerrdefs.ErrNotFound))
 	}
-	// Its media type speaks of the blob. BuildKit looks at the first bytes to find out whether there is anything to decompress.
 	store := &tarStore{Store: c.Content, blob: desc.Digest, tar: tar}
+	// The media type speaks of the blob: BuildKit looks at the first bytes to find out whether there is anything to decompress.
 	now, err := convert(ctx, store, desc)
 	if err != nil {
 		return nil, errors.Join(tar.explain(ctx, err), store.abort(ctx))

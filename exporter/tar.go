@@ -51,6 +51,11 @@ func openTar(blob content.ReaderAt, desc ocispecs.Descriptor) (*tarReader, error
 	return t, t.decompress(payload)
 }
 
+// presentTar returns a tar that needn't be decompressed. It is closed with it.
+func presentTar(tar io.ReadCloser, desc ocispecs.Descriptor) *tarReader {
+	return &tarReader{desc: desc, blob: &arriving{r: bytes.NewReader(nil)}, plain: tar, diffID: digest.Canonical.Digester()}
+}
+
 // tocOffset returns where the table of contents begins, by the end of a blob; 0 if there is none.
 func tocOffset(end []byte) int64 {
 	for _, d := range []stargz.Decompressor{new(stargz.GzipDecompressor), new(stargz.LegacyGzipDecompressor)} {

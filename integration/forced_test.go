@@ -94,6 +94,58 @@ func testForcedStreams(t *testing.T) {
 	}
 }
 
+// TestForcedTakesWhatIsThere converts a base of Podman's of which steps have read a part: what they have isn't fetched again, through which door and in
+// which daemon's life they may have. What becomes of it is what becomes of its blob.
+func TestForcedTakesWhatIsThere(t *testing.T) { eachDoor(t, testForcedTakesWhatIsThere) }
+
+func testForcedTakesWhatIsThere(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.ZstdChunked)
+	layers := layerDigests(t, img)
+	big := layers[1]
+	opt := daemon.Options{Config: plainHTTP(reg) + "[lazy]\nbackground-fetch = false\n", Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	local := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	export := func(d *daemon.Daemon, tag, attrs, reads string) []digest.Digest {
+		t.Helper()
+		s := forced(reg, tag, attrs)
+		s.Dockerfile = "FROM " + reg.Ref("base:1") + "\nRUN cat " + reads + " | sha256sum > /sum\n"
+		if attrs == "" {
+			s.Outputs = []string{"type=oci,dest=" + filepath.Join(t.TempDir(), "oci.tar")} // which has the base in the content store
+		}
+		build(t, d, s)
+		if attrs == "" {
+			return nil
+		}
+		return layerDigests(t, pull(t, reg, tag))
+	}
+	for _, c := range []struct {
+		attrs, reads string
+		restart      bool
+		least, most  int64 // MiB of the layer that are fetched, all in all
+	}{
+		{",compression=gzip", "/big/1 /big/3 /big/5 /big/7 /big/8 /big/9 /big/10 /big/11", false, 16, 17},
+		{",compression=estargz", "/big/1 /big/3 /big/5 /big/7 /big/8 /big/9 /big/10 /big/11", true, 8, 9},
+		{",compression=estargz,compression-level=1", "/big/*", false, 8, 9}, // what was fetched for an export isn't kept
+		{",compression=estargz,compression-level=2", "/big/*", true, 0, 1},
+	} {
+		if c.restart {
+			stopDaemon(t, d)
+			d = startDaemon(t, opt)
+		}
+		reg.Log.Reset()
+		got := export(d, "app:1", c.attrs, c.reads)
+		if n := reg.Log.BlobBytes()[big]; n < c.least<<20 || n > c.most<<20 {
+			t.Errorf("%s: %d bytes were fetched, want %d to %d MiB", c.attrs, n, c.least, c.most)
+		}
+		wantNotStored(t, d, layers...)
+		export(local, "local:1", "", c.reads)
+		if want := export(local, "local:1", c.attrs, c.reads); !slices.Equal(got[:2], want[:2]) {
+			t.Errorf("%s: layers %v, out of the content store %v", c.attrs, got, want)
+		}
+	}
+}
+
 // TestForcedTogether converts a base for two builds at the same time, of which it is read once.
 func TestForcedTogether(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
@@ -130,29 +182,36 @@ func TestForcedWithFaults(t *testing.T) {
 		"a byte ever": {registry.Fault{Kind: registry.Corrupt, Offset: 1 << 20}, true},
 		"gone":        {registry.Fault{Kind: registry.Status, Code: http.StatusNotFound}, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			reg := startRegistry(t, registry.Options{})
-			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
-			build(t, d, client.Solve{Dockerfile: forced(reg, "app:0", "").Dockerfile})
-			big := layerDigests(t, img)[1]
-			c.fault.Match = registry.MatchBlob(big)
-			remove := reg.Faults.Add(c.fault)
-			s := forced(reg, "app:1", ",compression=zstdchunked")
-			if !c.err {
-				build(t, d, s)
-				if reg.Faults.Hits() == 0 {
-					t.Error("no request was hit")
+		for base, target := range map[baseimage.Format]string{baseimage.EStargz: ",compression=zstdchunked", baseimage.ZstdChunked: ",compression=estargz"} {
+			t.Run(name+" "+string(base), func(t *testing.T) {
+				t.Parallel()
+				reg := startRegistry(t, registry.Options{})
+				img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), base)
+				d := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+				build(t, d, client.Solve{Dockerfile: forced(reg, "app:0", "").Dockerfile})
+				big := layerDigests(t, img)[1]
+				fault := c.fault
+				fault.Match = registry.MatchBlob(big)
+				remove := reg.Faults.Add(fault)
+				s := forced(reg, "app:1", target)
+				if !c.err {
+					build(t, d, s)
+					if reg.Faults.Hits() == 0 {
+						t.Error("no request was hit")
+					}
+				} else {
+					wantContains(t, "error", buildFails(t, d, s), big.String())
+					wantNotStored(t, d, big)
+					remove()
+					build(t, d, s)
 				}
-			} else {
-				wantContains(t, "error", buildFails(t, d, s), big.String())
+				if converted := pull(t, reg, "app:1"); base == baseimage.EStargz {
+					wantZstdChunked(t, converted, 0)
+				} else {
+					wantEStargz(t, converted)
+				}
 				wantNotStored(t, d, big)
-				remove()
-				build(t, d, s)
-			}
-			wantZstdChunked(t, pull(t, reg, "app:1"), 0)
-			wantNotStored(t, d, big)
-		})
+			})
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"sync/atomic"
 
@@ -27,6 +28,7 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -50,6 +52,8 @@ type SnapshotterOptions struct {
 	// Hosts returns the hosts that serve a repository, with the credentials of these sessions. Without it, nothing can be passed on from
 	// one registry to another.
 	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
+	// Tar returns the tar of a layer out of what has arrived of that, as [snapshot.Snapshotter.Tar] does. Without it, layers are read whole.
+	Tar func(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (io.ReadCloser, error)
 	// Blob tunes the reads of what is passed on.
 	Blob blob.Options
 }

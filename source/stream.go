@@ -42,30 +42,55 @@ func (s *Snapshotter) stream(ctx context.Context, desc ocispecs.Descriptor, g se
 	} else if !cerrdefs.IsNotFound(err) {
 		return nil, err
 	}
-	p, l := s.plans.registryLayer(desc.Digest)
-	from, size := "", desc.Size
-	switch known, ok := s.origins.get(desc.Digest); {
-	case l != nil:
-		if err := l.refused(); err != nil {
-			return nil, err
-		}
-		from, size = l.handler.Ref, l.desc.Size
-	case ok:
-		from, size = known.Ref, known.Desc.Size
+	l := s.known(desc.Digest)
+	if l.refused != nil {
+		return nil, l.refused
 	}
-	ref, err := reference.Parse(from)
-	if err != nil || size <= 0 {
+	ref, err := reference.Parse(l.ref)
+	if err != nil || l.size <= 0 {
 		return nil, fmt.Errorf("where blob %s comes from: %w", desc.Digest, cerrdefs.ErrNotFound)
 	}
 	sessions := session.AllSessionIDs(g)
-	b := blob.New(ref, desc.Digest, size, func() ([]docker.RegistryHost, error) { return s.opt.Hosts(ref, sessions) }, s.opt.Blob)
+	b := blob.New(ref, desc.Digest, l.size, func() ([]docker.RegistryHost, error) { return s.opt.Hosts(ref, sessions) }, s.opt.Blob)
 	b.AcceptWhole()
-	st := &stream{ctx: ctx, blob: b, size: size, corrupt: &s.corrupt, done: func() {}}
-	if p != nil {
-		end := p.status(ctx, fmt.Sprintf("%s layer %s from %s", doing, desc.Digest, ref.Locator))
-		st.done = func() { end(nil) }
+	end := l.status(ctx, doing)
+	return &stream{ctx: ctx, blob: b, size: l.size, corrupt: &s.corrupt, done: func() { end(nil) }}, nil
+}
+
+// knownLayer is what is known of a layer whose blob is in a registry.
+type knownLayer struct {
+	plan                *plan // whose user sees what is done with it, if there is one
+	digest              digest.Digest
+	ref                 string // of the image; "" if nothing is known
+	size                int64  // of the blob, in bytes
+	annotations, labels map[string]string
+	refused             error
+}
+
+// known returns what the newest plan, or else BuildKit's records, say of a layer.
+func (s *Snapshotter) known(dgst digest.Digest) knownLayer {
+	if p, l := s.plans.registryLayer(dgst); l != nil {
+		return knownLayer{p, dgst, l.handler.Ref, l.desc.Size, l.handler.Annotations, l.handler.SnapshotLabels, l.refused()}
 	}
-	return st, nil
+	from, _ := s.origins.get(dgst)
+	return knownLayer{nil, dgst, from.Ref, from.Desc.Size, from.Annotations, from.Labels, nil}
+}
+
+// status tells the user what is done with the layer, until done is called.
+func (l knownLayer) status(ctx context.Context, doing string) (done func(error)) {
+	if l.plan == nil {
+		return func(error) {}
+	}
+	return l.plan.status(ctx, fmt.Sprintf("%s layer %s from %s", doing, l.digest, locator(l.ref)))
+}
+
+// locator returns the repository of a reference.
+func locator(ref string) string {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return ref
+	}
+	return spec.Locator
 }
 
 // registryLayer returns the layer with that blob of the newest plan whose image is in a registry, nil if there is none.

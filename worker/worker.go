@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
 	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
@@ -146,6 +148,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 			Expect:       w.expectIn,
 			LookAhead:    w.lookAhead,
 			Hosts:        opt.hosts,
+			Tar:          w.tarOf,
 			Blob:         blobOptions(opt, w.reporter),
 		})
 		if restored, err = planner.Restore(ctx, wopt.MetadataStore); err != nil {
@@ -215,6 +218,15 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 		e.Blobs, e.Conversions = w.planner, w.conversions
 	}
 	return e, nil
+}
+
+// tarOf returns the tar of a layer out of what has arrived of that.
+func (w *Worker) tarOf(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (io.ReadCloser, error) {
+	s, ok := w.snapshotter.(*snapshot.Snapshotter)
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return s.Tar(ctx, labels, sessions, headers)
 }
 
 // FromRemote implements worker.Worker.
