@@ -140,8 +140,11 @@ func (m *Mount) connect() (*gofuse.Server, error) {
 		EnableSymlinkCaching:     true,
 		ExplicitDataCacheControl: true,
 		EnableAcl:                t.acls,
-		DisableSplice:            m.d.opt.noSplice,
-		Logger:                   log.New(notices{m}, "", 0),
+		// We pass no file through. With it the kernel takes this for a filesystem that is on another one, and the overlay that a step has as its
+		// root can't be a layer of an overlay any more.
+		DisabledCapabilities: gofuse.CAP_PASSTHROUGH,
+		DisableSplice:        m.d.opt.noSplice,
+		Logger:               log.New(notices{m}, "", 0),
 	})
 	if err != nil {
 		return nil, errors.Join(err, m.conn.unmount(m.opt.Target))

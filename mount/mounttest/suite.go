@@ -237,6 +237,11 @@ func testOverlay(t *testing.T, open Open) {
 		t.Errorf("xattr after the copy-up: %q, %v", value[:max(n, 0)], err)
 	}
 
+	// What a program in a step may do, which has the first overlay as its root. The kernel stacks two filesystems above one that is on none.
+	t.Log("an overlay of the overlay")
+	nested := Overlay(t, over)
+	CheckFile(t, filepath.Join(nested, "moved"), f.Files["attributed"])
+
 	t.Log("programs")
 	p := Lay(t, filepath.Dir(f.Dir), Build(t, File("bin/busybox", busybox).Perm(0o755), Link("bin/sh", "bin/busybox"), File("data", Noise(1<<20))))
 	pm, err := d.Mount(t, p)
@@ -249,7 +254,7 @@ func testOverlay(t *testing.T, open Open) {
 	}
 	CheckFile(t, filepath.Join(programs, "data"), append(bytes.Clone(p.Files["data"]), "x\n"...))
 
-	for _, o := range []string{alone, over, programs} {
+	for _, o := range []string{nested, alone, over, programs} {
 		if err := unix.Unmount(o, 0); err != nil {
 			t.Error(err)
 		}
