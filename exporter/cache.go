@@ -26,7 +26,7 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 		case err != nil:
 			return nil, err
 		case chunked != nil:
-			return &cacheExporter{Exporter: e, chunked: chunked}, nil
+			return &cacheExporter{Exporter: e, ref: attrs[keyRef], chunked: chunked}, nil
 		case !isEStargz(attrs):
 			return e, nil
 		}
@@ -34,7 +34,7 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 		if err != nil {
 			return nil, err
 		}
-		c := &cacheExporter{Exporter: e, estargz: newEStargz(opt)}
+		c := &cacheExporter{Exporter: e, ref: attrs[keyRef], estargz: newEStargz(opt)}
 		if list, given := attrs[keyPrioritize]; given {
 			if c.estargz.order, err = lists.read(ctx, g, list); err != nil {
 				return nil, err
@@ -44,8 +44,12 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 	}
 }
 
+// keyRef is BuildKit's attribute for where a cache of the type registry goes.
+const keyRef = "ref"
+
 type cacheExporter struct {
 	remotecache.Exporter
+	ref string // where it goes; "" unless it's a registry's
 	// One of them is what it writes.
 	estargz *eStargz
 	chunked *zstdChunked
@@ -54,7 +58,7 @@ type cacheExporter struct {
 // Finalize implements remotecache.Exporter.
 func (c *cacheExporter) Finalize(ctx context.Context) (map[string]string, error) {
 	resp, err := c.Exporter.Finalize(ctx)
-	return resp, refused(err)
+	return resp, refused(err, c.ref)
 }
 
 // Config implements remotecache.Exporter.

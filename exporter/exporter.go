@@ -150,7 +150,7 @@ func (i *instance) finish(ctx context.Context, finalize bkexporter.FinalizeFunc,
 	return func(ctx context.Context) error {
 		// First, as who pulls the image looks for them at once.
 		if err := i.exporter.Registries.push(ctx, img, names, insecure, session); err != nil {
-			return refused(err)
+			return refused(err, names)
 		}
 		return finalize(ctx)
 	}, nil

@@ -78,16 +78,13 @@ func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Sou
 	}
 	repositories := repositoriesOf(names)
 	// What goes to several registries is fetched once and not for each of them, by way of the content store.
-	hosts := map[string]bool{}
-	for _, r := range repositories {
-		hosts[reference.Domain(r)] = true
-	}
+	hosts := hostsOf(names)
 	done := wanted.addPush(sessionID, src)
 	return func(ctx context.Context) error {
 		defer done()
 		p := push{stream: len(hosts) < 2 && wanted.alone(sessionID, aPush)}
 		if err := finalize(context.WithValue(ctx, pushKey{}, p)); err != nil {
-			return refused(err)
+			return refused(err, names)
 		}
 		for _, r := range repositories {
 			_ = src.EachRef(func(ref cache.ImmutableRef) error {

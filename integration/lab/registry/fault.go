@@ -19,7 +19,7 @@ type Kind int
 const (
 	// IgnoreRange answers a range request with 200 and the whole blob.
 	IgnoreRange Kind = iota + 1
-	// Status answers with Fault.Code, and Retry-After if Fault.RetryAfter is set.
+	// Status answers with Fault.Code, Fault.Reason if there is one, and Retry-After if Fault.RetryAfter is set.
 	Status
 	// ShortBody sends about half of the body, and closes the connection.
 	ShortBody
@@ -47,6 +47,7 @@ type Fault struct {
 	For         time.Duration
 
 	Code       int           // Status
+	Reason     string        // Status: a code of the distribution specification, such as DENIED, that the answer's JSON gives; none if empty
 	RetryAfter time.Duration // Status
 	Offset     int64         // Corrupt
 	Delay      time.Duration // Slow
@@ -174,6 +175,12 @@ func (f *Faults) wrap(next http.Handler) http.Handler {
 		case Status:
 			if a.RetryAfter > 0 {
 				w.Header().Set("Retry-After", strconv.Itoa(int(a.RetryAfter.Seconds())))
+			}
+			if a.Reason != "" {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(a.Code)
+				fmt.Fprintf(w, `{"errors":[{"code":%q,"message":"a fault made on purpose"}]}`, a.Reason)
+				return
 			}
 			http.Error(w, "a fault made on purpose", a.Code)
 		case ShortBody:
