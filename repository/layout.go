@@ -2,6 +2,7 @@ package repository
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -32,8 +33,8 @@ type layout struct {
 	store  func() (content.Store, error)
 
 	mu      sync.Mutex
-	begun   int // uploads
-	uploads int // that have not ended
+	uploads int      // that have not ended
+	lock    *os.File // of who has any
 }
 
 var _ Repository = (*layout)(nil)
@@ -244,17 +245,68 @@ func (l *layout) Create(ctx context.Context) (Upload, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.begun++
-	ref := fmt.Sprintf("upload-%d-%d", os.Getpid(), l.begun)
-	if err := os.MkdirAll(l.ingest(), 0o755); err != nil { // an upload before may have removed it
-		return nil, fmt.Errorf("%s: %w", l, err)
-	}
-	w, err := store.Writer(ctx, content.WithRef(ref))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", l, err)
+	if l.uploads == 0 {
+		if err := l.claim(ctx, store); err != nil {
+			return nil, fmt.Errorf("%s: %w", l, err)
+		}
 	}
 	l.uploads++
-	return &layoutUpload{of: l, store: store, ref: ref, w: w}, nil
+	ref := ingestPrefix + rand.Text()    // nobody's who has the same process id in another container
+	err = os.MkdirAll(l.ingest(), 0o755) // an upload before may have removed it
+	if err == nil {
+		var w content.Writer
+		if w, err = store.Writer(ctx, content.WithRef(ref)); err == nil {
+			return &layoutUpload{of: l, store: store, ref: ref, w: w}, nil
+		}
+	}
+	l.ended()
+	return nil, fmt.Errorf("%s: %w", l, err)
+}
+
+// ingestPrefix begins the references of our uploads: BuildKit writes layouts, too.
+const ingestPrefix = "buildkitd-lazy-upload-"
+
+// claim locks the directory for writing to it beside others. Who is the only one to write removes what others have left that were killed.
+func (l *layout) claim(ctx context.Context, store content.Store) (err error) {
+	f, err := os.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+		left, err := store.ListStatuses(ctx)
+		if err != nil {
+			return fmt.Errorf("look for what is left of uploads: %w", err)
+		}
+		for _, s := range left {
+			if strings.HasPrefix(s.Ref, ingestPrefix) {
+				if err := store.Abort(ctx, s.Ref); err != nil {
+					return fmt.Errorf("remove what is left of an upload: %w", err)
+				}
+			}
+		}
+	}
+	// It waits for who does the same. Where files can't be locked nobody can, and all is left as it is.
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); err != nil && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOLCK) && !errors.Is(err, syscall.ENOSYS) {
+		return fmt.Errorf("lock the directory: %w", err)
+	}
+	l.lock = f
+	return nil
+}
+
+// ended counts an upload that has ended, with mu locked.
+func (l *layout) ended() {
+	if l.uploads--; l.uploads > 0 {
+		return
+	}
+	// Readers of a layout have no use for an empty directory. Another process may have something in it.
+	_ = os.Remove(l.ingest())
+	l.lock.Close()
+	l.lock = nil
 }
 
 // PutManifest implements Repository.
@@ -308,8 +360,5 @@ func (u *layoutUpload) Cancel() {
 	_ = u.store.Abort(context.Background(), u.ref)
 	u.of.mu.Lock()
 	defer u.of.mu.Unlock()
-	if u.of.uploads--; u.of.uploads == 0 {
-		// Readers of a layout have no use for an empty directory. Another process may have something in it.
-		_ = os.Remove(u.of.ingest())
-	}
+	u.of.ended()
 }
