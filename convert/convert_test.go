@@ -117,6 +117,23 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestRemembersEveryRepository converts into a registry, then to where nothing can be taken from there: what the registry has is remembered.
+func TestRemembersEveryRepository(t *testing.T) {
+	reg, elsewhere := repositorytest.New(t), repositorytest.New(t)
+	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))
+	src, opt := repo(t, reg, "src:1"), options()
+	opt.State = state(t, t.TempDir())
+	must(t, src, repo(t, reg, "dst:1"), opt)
+	for _, dst := range []repository.Repository{parsed(t, "oci-layout://"+t.TempDir(), reg), repo(t, elsewhere, "dst:1")} {
+		if got := actions(must(t, src, dst, opt)); !slices.Equal(got, []Action{Converted}) {
+			t.Errorf("layers were %v for %s", got, dst)
+		}
+	}
+	if got := actions(must(t, src, repo(t, reg, "other:1"), opt)); !slices.Equal(got, []Action{Reused}) {
+		t.Errorf("layers were %v, want reused", got)
+	}
+}
+
 func TestAnew(t *testing.T) {
 	reg := repositorytest.New(t)
 	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))

@@ -114,8 +114,12 @@ func (c *conversion) remember(m memory) {
 	if c.opt.State == nil {
 		return
 	}
+	seen := append([]string{repository.Name(c.dst)}, m.At...)
+	if before, ok := c.opt.State.get(memoryKey{m.From, m.By}); ok && before.Digest == m.Digest {
+		seen = append(seen, before.At...) // it's there as well
+	}
 	var at []string
-	for _, a := range append([]string{repository.Name(c.dst)}, m.At...) {
+	for _, a := range seen {
 		if a != "" && !slices.Contains(at, a) && len(at) < maxAt {
 			at = append(at, a)
 		}
