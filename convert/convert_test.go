@@ -386,6 +386,22 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
+// TestImageWithoutLayers converts what FROM scratch makes of settings alone: it has nothing to convert, and is an image.
+func TestImageWithoutLayers(t *testing.T) {
+	reg := repositorytest.New(t)
+	alone := put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest)
+	if r := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options()); r.Digest != alone.Digest {
+		t.Errorf("the image is %s, want %s as it was", r.Digest, alone.Digest)
+	}
+	docker := put(t, reg, "2", "linux/amd64", dockerManifest)
+	if r := must(t, repo(t, reg, "src:2"), repo(t, reg, "dst:2"), options()); r.Digest == docker.Digest {
+		t.Error("Docker's media types are kept")
+	}
+	for _, tag := range []string{"1", "2"} {
+		wantLazy(t, repo(t, reg, "dst:"+tag))
+	}
+}
+
 func TestProgress(t *testing.T) {
 	reg := repositorytest.New(t)
 	put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"))

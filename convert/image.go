@@ -150,7 +150,8 @@ func (c *conversion) readManifest(ctx context.Context, n *node, platform *ocispe
 	if err := c.decode(n.desc, n.raw, &m); err != nil {
 		return err
 	}
-	if !images.IsConfigType(m.Config.MediaType) || !slices.ContainsFunc(m.Layers, func(l ocispecs.Descriptor) bool { return images.IsLayerType(l.MediaType) }) {
+	isLayer := func(l ocispecs.Descriptor) bool { return images.IsLayerType(l.MediaType) }
+	if !images.IsConfigType(m.Config.MediaType) || len(m.Layers) > 0 && !slices.ContainsFunc(m.Layers, isLayer) {
 		// An artifact; an attestation of BuildKit's has an image's configuration and layers of its own types.
 		return c.readArtifact(n, m.Config, m.Layers)
 	}
