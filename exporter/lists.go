@@ -122,5 +122,8 @@ func (l *Lists) fetch(ctx context.Context, caller session.Caller, from, name str
 	if err != nil {
 		return nil, err
 	}
+	if st, err := os.Stat(at); err == nil && st.IsDir() {
+		return nil, errors.New("it is a directory; name a file")
+	}
 	return os.ReadFile(at)
 }

@@ -173,6 +173,6 @@ func (o *ordering) warn(ctx context.Context) error {
 		return nil
 	}
 	return warn(ctx, fmt.Sprintf(
-		"%s=%s: no file that it names is in a layer that this build has made; layers of the base image, and those that were exported in another format before, stay as they are without force-compression=true",
+		"%s=%s: no file that it names is in a layer that this build has made; layers of the base image, and those that were exported in another format before, stay as they are without force-compression=true, and a directory stands for itself: DIR/** is what is in it",
 		keyPrioritize, o.name))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -197,6 +198,7 @@ func TestPrioritizeExporters(t *testing.T) {
 	writeFile(t, dir, "Dockerfile", prioritized(reg.Ref("base:gzip")))
 	writeFile(t, dir, "first", `{"path":"app/lib/33","manifestDigest":"sha256:0","layerIndex":7}`+"\n")
 	writeFile(t, dir, "nothing", "/usr/bin/absent\n")
+	writeFile(t, dir, "directories", "/app/lib\n")
 	writeFile(t, dir, "empty", "# nothing\n")
 	writeFile(t, dir, "damaged", "{\"path\":\n")
 	want := []string{"app/lib/33", estargz.PrefetchLandmark, "app/last"}
@@ -250,7 +252,15 @@ func TestPrioritizeExporters(t *testing.T) {
 		wantContains(t, "progress", res.Plain, "lazy-prioritize=nothing: no file that it names is in a layer that this build has made")
 		wantFirst(t, pull(t, reg, "pushed:4"), 1, estargz.NoPrefetchLandmark, "app/last")
 	})
+	t.Run("only directories are first", func(t *testing.T) {
+		res := build(t, d, client.Solve{Context: dir, Outputs: imageTo(reg, "pushed:6", ",lazy-prioritize=directories"), Plain: true})
+		wantContains(t, "progress", res.Plain, "lazy-prioritize=directories: no file that it names is in a layer", "DIR/** is what is in it")
+	})
+	if err := os.Mkdir(filepath.Join(dir, "lists"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for value, want := range map[string]string{
+		"lists":        "lazy-prioritize=lists: read it from the build context: it is a directory; name a file",
 		"absent":       "lazy-prioritize=absent: there is no such file in the build context",
 		"../first":     "", // the context is the root
 		"lists:x":      "the client offers no local context lists",

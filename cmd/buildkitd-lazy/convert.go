@@ -124,7 +124,7 @@ func warn(c *cli.Command, result convert.Result) {
 	switch {
 	case list == "" || first > 0 || reused:
 	case converted:
-		fmt.Fprintf(c.Root().ErrWriter, "--lazy-prioritize=%s: none of its paths is in a layer that was converted\n", list)
+		fmt.Fprintf(c.Root().ErrWriter, "--lazy-prioritize=%s: none of its paths is in a layer that was converted; a directory stands for itself: DIR/** is what is in it\n", list)
 	default:
 		fmt.Fprintf(c.Root().ErrWriter, "--lazy-prioritize=%s: no layer was converted; those that are lazy already stay as they are\n", list)
 	}

@@ -51,6 +51,12 @@ func Parse(list []byte) (*List, error) {
 	if len(list) > MaxSize {
 		return nil, fmt.Errorf("a list of files may have %d bytes, this one has %d", MaxSize, len(list))
 	}
+	for _, mark := range []string{"\xff\xfe", "\xfe\xff"} {
+		if bytes.HasPrefix(list, []byte(mark)) {
+			return nil, errors.New("the list of files is in UTF-16; write it in UTF-8")
+		}
+	}
+	list = bytes.TrimPrefix(list, []byte("\ufeff")) // which some editors write in front of UTF-8
 	l := &List{}
 	if isJSON(list) {
 		if err := l.json(list); err != nil {

@@ -13,6 +13,9 @@ func TestParse(t *testing.T) {
 		err  string
 	}{
 		"lines":          {"/usr/bin/python3\n\n # a comment\n  ./etc//passwd \r\n../lib/x", []string{"usr/bin/python3", "etc/passwd", "lib/x"}, ""},
+		"a mark, lines":  {"\ufeff/a\r\n/b\r\n", []string{"a", "b"}, ""},
+		"a mark, JSON":   {"\ufeff[\"/a\"]", []string{"a"}, ""},
+		"UTF-16":         {"\xff\xfe/\x00a\x00\n\x00", nil, "is in UTF-16; write it in UTF-8"},
 		"globs":          {"/usr/lib/**/*.so\n/a?\n{b,c}/d\n[ab]", []string{"usr/lib/**/*.so*", "a?*", "{b,c}/d*", "[ab]*"}, ""},
 		"no glob":        {"/usr/bin/[\n{a", []string{"usr/bin/[", "{a"}, ""},
 		"root":           {"/", []string{""}, ""},

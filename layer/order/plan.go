@@ -113,6 +113,16 @@ func (p *plan) take(i int32) {
 	}
 }
 
+// first is how many of the moved entries aren't directories.
+func (p *plan) first() (n int) {
+	for _, i := range p.moved {
+		if !p.entries[i].directory {
+			n++
+		}
+	}
+	return n
+}
+
 // parts are the pieces of the tar up to its rest, which is behind all entries, and the landmark.
 func (p *plan) parts(rest part) ([]part, error) {
 	var parts []part

@@ -20,7 +20,7 @@ const landmarkContent = "\x0f"
 
 // A Tar is one that is in order. Whoever reads it must close it.
 type Tar struct {
-	// First is how many of the list's entries the layer has, and what they can't do without: so many are in front of the landmark.
+	// First is how many files are in front of the landmark: those that the list names, and what they can't do without. Directories don't count.
 	First int
 
 	io.Reader
@@ -60,7 +60,7 @@ func (l *List) Tar(ctx context.Context, r io.Reader, dir string) (_ *Tar, err er
 	for i, part := range parts {
 		readers[i] = part.reader(kept)
 	}
-	return &Tar{First: len(p.moved), Reader: io.MultiReader(readers...), kept: kept}, nil
+	return &Tar{First: p.first(), Reader: io.MultiReader(readers...), kept: kept}, nil
 }
 
 // keep makes a file that nobody else sees, and that nobody has to remove.
@@ -102,6 +102,7 @@ func (s *spool) full(err error) error {
 type entry struct {
 	name       string
 	link       string // of a hardlink
+	directory  bool
 	hardlink   bool
 	global     bool // a header that holds for all that follow
 	start, end int64
@@ -134,7 +135,7 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 		last = strconv.Quote(h.Name)
 		e := entry{
 			name: clean(h.Name), start: c.end,
-			hardlink: h.Typeflag == tar.TypeLink, global: h.Typeflag == tar.TypeXGlobalHeader,
+			directory: h.Typeflag == tar.TypeDir, hardlink: h.Typeflag == tar.TypeLink, global: h.Typeflag == tar.TypeXGlobalHeader,
 		}
 		if e.hardlink {
 			e.link = clean(h.Linkname)
