@@ -263,18 +263,21 @@ func TestNoLayout(t *testing.T) {
 }
 
 // Without credentials, or with others, the error says what to do.
-func TestNoRightToPull(t *testing.T) {
+func TestNoCredentials(t *testing.T) {
 	reg := repositorytest.New(t)
 	reg.Token = "t0ken"
 	hosts := func(string) ([]docker.RegistryHost, error) {
 		return []docker.RegistryHost{{
-			Client: http.DefaultClient, Host: reg.Host, Scheme: "http", Path: "/v2", Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+			Client: http.DefaultClient, Host: reg.Host, Scheme: "http", Path: "/v2", Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
 			Authorizer: docker.NewDockerAuthorizer(),
 		}}, nil
 	}
 	_, err := parse(t, reg.Host+"/a:1", hosts).Resolve(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "docker login "+reg.Host) {
 		t.Errorf("error %v", err)
+	}
+	if err := parse(t, reg.Host+"/a:1", hosts).CheckPush(t.Context()); err == nil || !strings.Contains(err.Error(), "there is no right to write there: `docker login "+reg.Host) {
+		t.Errorf("to write: error %v", err)
 	}
 }
 

@@ -42,9 +42,13 @@ func (e *StatusError) Error() string {
 		s += ": " + e.Detail.Error()
 	}
 	if e.Code == http.StatusUnauthorized || e.Code == http.StatusForbidden {
-		s += fmt.Sprintf("; there is no right to write there: `docker login %s` with an account that has it, or name another destination", e.Host)
+		s += "; " + noRight(e.Host)
 	}
 	return s
+}
+
+func noRight(host string) string {
+	return fmt.Sprintf("there is no right to write there: `docker login %s` with an account that has it, or name another destination", host)
 }
 
 // Transient reports whether an upload that has failed may succeed when it's made again.
@@ -172,7 +176,10 @@ func (r *registry) send(ctx context.Context, host docker.RegistryHost, method st
 		maps.Copy(req.Header, host.Header)
 		if host.Authorizer != nil {
 			if err := host.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, fmt.Errorf("%s: authorize at %s: %w", r, host.Host, withoutQuery(err))
+				if err = fmt.Errorf("%s: authorize at %s: %w", r, host.Host, withoutQuery(err)); refused(err) {
+					err = fmt.Errorf("%w; %s", err, noRight(host.Host))
+				}
+				return nil, err
 			}
 		}
 	}
