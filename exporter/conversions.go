@@ -33,10 +33,9 @@ import (
 // Conversions are what forced exports make of lazy layers.
 //
 // BuildKit puts the blob of such a layer into the content store, and converts it there. Here its tar goes from where it is into the writer, and of
-// the blob nothing is kept. Where the layer's format allows it, the tar is made of what steps have read, and of the blob only the rest is fetched.
-// eStargz doesn't: what is in the store of lazy layers are the contents of files, and the headers of its tar are in the blob alone, compressed
-// between those in places that the table of contents doesn't tell. BuildKit then finds that these layers need no conversion, and what they have become is put in their place: its own
-// records of what a blob has become hang on the blob, which isn't there.
+// the blob nothing is kept. As far as the layer's format allows it, the tar is made of what steps have read, and of the blob only the rest is fetched.
+// BuildKit then finds that these layers need no conversion, and what they have become is put in their place: its own records of what a blob has
+// become hang on the blob, which isn't there.
 //
 // What a layer has become is noted in BuildKit's record of it, and held by the lease in which BuildKit holds such blobs: it goes with the record. Who
 // wants the same at the same time, of whichever record, waits for the one that makes it.
@@ -58,8 +57,9 @@ type LazyLayers interface {
 	// Convert reads a blob from where it is, once, from the start to the end, and keeps nothing of it. One that is in the content store, or of
 	// which nobody knows where it is, is ErrNotFound of containerd's.
 	Convert(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (content.ReaderAt, error)
-	// Tar returns the tar of a layer, made of what has arrived of it, and unverified. It is ErrNotFound where that can't be done.
-	Tar(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (io.ReadCloser, error)
+	// Tar returns the tar of a layer, made of what has arrived of it, and unverified; and, of eStargz, the gzip'ed table of contents behind it, as
+	// the DiffID is of both. It is ErrNotFound where nothing would be gained by that.
+	Tar(ctx context.Context, desc ocispecs.Descriptor, g session.Group) (tar io.ReadCloser, toc []byte, err error)
 }
 
 // made is a layer that was converted, and the lease in which it was made.
@@ -193,10 +193,10 @@ func (c *Conversions) layer(ctx context.Context, record cache.RefMetadata, desc 
 
 // stream converts a layer, out of what has arrived of it or else while its blob does.
 func (c *Conversions) stream(ctx context.Context, desc ocispecs.Descriptor, comp compression.Config, g session.Group) (*ocispecs.Descriptor, error) {
-	present, err := c.Layers.Tar(ctx, desc, g)
+	present, toc, err := c.Layers.Tar(ctx, desc, g)
 	if err == nil {
 		var now *ocispecs.Descriptor
-		now, err = c.write(ctx, presentTar(present, desc), desc, comp)
+		now, err = c.write(ctx, presentTar(present, toc, desc), desc, comp)
 		if err == nil || ctx.Err() != nil || hopeless(err) {
 			return now, err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	cerrdefs "github.com/containerd/errdefs"
+	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/compression"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,7 @@ import (
 type lazyLayer struct {
 	blob []byte // nil if nobody knows where it is
 	tar  []byte // nil if nothing has arrived
+	toc  []byte // behind it
 	err  error  // of the tar, behind that
 	read int    // how often the blob was
 }
@@ -35,11 +37,11 @@ func (l *lazyLayer) Convert(context.Context, ocispecs.Descriptor, session.Group)
 	return blobBytes{bytes.NewReader(l.blob)}, nil
 }
 
-func (l *lazyLayer) Tar(context.Context, ocispecs.Descriptor, session.Group) (io.ReadCloser, error) {
+func (l *lazyLayer) Tar(context.Context, ocispecs.Descriptor, session.Group) (io.ReadCloser, []byte, error) {
 	if l.tar == nil {
-		return nil, cerrdefs.ErrNotFound
+		return nil, nil, cerrdefs.ErrNotFound
 	}
-	return &brokenTar{bytes.NewReader(l.tar), l.err}, nil
+	return &brokenTar{bytes.NewReader(l.tar), l.err}, l.toc, nil
 }
 
 type brokenTar struct {
@@ -119,5 +121,52 @@ func TestConvertLazyLayer(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The DiffID of eStargz is that of a tar and the table of contents behind it.
+func TestConvertWhatHasArrivedOfEStargz(t *testing.T) {
+	theirs := contentStore(t)
+	from, err := convert(t.Context(), theirs, put(t, theirs, layerTar(t, "a", "b")), ours(estargz.WriteOptions{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := content.ReadBlob(t.Context(), theirs, *from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := convert(t.Context(), theirs, *from, oursChunked(zstdchunked.WriteOptions{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	footer := len(blob) - stargz.FooterSize
+	toc := blob[tocOffset(blob[footer:]):footer]
+	other, err := convert(t.Context(), theirs, put(t, theirs, layerTar(t, "a")), ours(estargz.WriteOptions{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherBlob, err := content.ReadBlob(t.Context(), theirs, *other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherTOC := otherBlob[tocOffset(otherBlob[len(otherBlob)-stargz.FooterSize:]):]
+	for name, c := range map[string]struct {
+		toc  []byte
+		read int
+	}{
+		"its table of contents": {toc, 0},
+		"another one":           {otherTOC, 1},
+		"none":                  {nil, 1},
+		"something else":        {[]byte("no table of contents"), 1},
+		"a part of it":          {toc[:len(toc)/2], 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := &lazyLayer{blob: blob, tar: layerTar(t, "a", "b"), toc: c.toc}
+			conversions := &Conversions{Content: contentStore(t), Layers: l}
+			got, err := conversions.stream(t.Context(), *from, oursChunked(zstdchunked.WriteOptions{}), nil)
+			if err != nil || got.Digest != want.Digest || l.read != c.read {
+				t.Errorf("it is %+v, %v, want %s; the blob was read %d times, want %d", got, err, want.Digest, l.read, c.read)
+			}
+		})
 	}
 }

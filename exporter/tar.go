@@ -51,9 +51,9 @@ func openTar(blob content.ReaderAt, desc ocispecs.Descriptor) (*tarReader, error
 	return t, t.decompress(payload)
 }
 
-// presentTar returns a tar that needn't be decompressed. It is closed with it.
-func presentTar(tar io.ReadCloser, desc ocispecs.Descriptor) *tarReader {
-	return &tarReader{desc: desc, blob: &arriving{r: bytes.NewReader(nil)}, plain: tar, diffID: digest.Canonical.Digester()}
+// presentTar returns a tar that needn't be decompressed, and is closed with it. toc is what was behind it in the blob, if that is eStargz.
+func presentTar(tar io.ReadCloser, toc []byte, desc ocispecs.Descriptor) *tarReader {
+	return &tarReader{desc: desc, blob: &arriving{r: bytes.NewReader(toc)}, plain: tar, diffID: digest.Canonical.Digester(), toc: toc != nil}
 }
 
 // tocOffset returns where the table of contents begins, by the end of a blob; 0 if there is none.
@@ -99,7 +99,9 @@ func (t *tarReader) Read(p []byte) (n int, err error) {
 func (t *tarReader) end() error {
 	if t.toc {
 		t.toc = false
-		if err := errors.Join(t.plain.Close(), t.decompress(t.blob)); err != nil {
+		err := t.plain.Close()
+		t.plain = io.NopCloser(nil)
+		if err := errors.Join(err, t.decompress(t.blob)); err != nil {
 			return err
 		}
 		header := make([]byte, 512)

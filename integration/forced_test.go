@@ -146,6 +146,42 @@ func testForcedTakesWhatIsThere(t *testing.T) {
 	}
 }
 
+// TestForcedTakesLargeFiles converts a base of eStargz of which steps have read a large file: what is inside of that isn't fetched again.
+func TestForcedTakesLargeFiles(t *testing.T) { eachDoor(t, testForcedTakesLargeFiles) }
+
+func testForcedTakesLargeFiles(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	large := layer(t, "large", baseimage.Dir("large"), baseimage.File("large/a", noise(1, 5<<20)), baseimage.File("large/b", noise(2, 17<<20)), baseimage.File("large/c", "c"))
+	img, _ := push(t, reg, "base:1", busybox(t, large), baseimage.EStargz)
+	layers := layerDigests(t, img)
+	opt := daemon.Options{Config: plainHTTP(reg) + "[lazy]\nbackground-fetch = false\n", Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	df := "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /large/b > /sum\n"
+	build(t, d, client.Solve{Dockerfile: df})
+	local := startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	build(t, local, client.Solve{Dockerfile: df, Outputs: []string{"type=oci,dest=" + filepath.Join(t.TempDir(), "oci.tar")}})
+	for _, target := range []string{"zstd", "zstdchunked"} {
+		export := func(d *daemon.Daemon, tag string) []digest.Digest {
+			t.Helper()
+			build(t, d, client.Solve{Dockerfile: df, Outputs: []string{
+				"type=image,push=true,oci-mediatypes=true,force-compression=true,compression=" + target + ",name=" + reg.Ref(tag),
+			}})
+			return layerDigests(t, pull(t, reg, tag))
+		}
+		reg.Log.Reset()
+		got := export(d, "app:1")
+		if n, most := reg.Log.BlobBytes()[layers[1]], sizeOf(t, img, layers[1])-16<<20; n > most || n < 2<<20-100<<10 {
+			t.Errorf("%s: %d bytes were fetched, want the last MiB of two files to %d bytes", target, n, most)
+		}
+		wantNotStored(t, d, layers...)
+		if want := export(local, "local:1"); !slices.Equal(got[:2], want[:2]) {
+			t.Errorf("%s: layers %v, out of the content store %v", target, got, want)
+		}
+		stopDaemon(t, d)
+		d = startDaemon(t, opt)
+	}
+}
+
 // TestForcedTogether converts a base for two builds at the same time, of which it is read once.
 func TestForcedTogether(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})

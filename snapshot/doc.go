@@ -16,4 +16,6 @@
 // Snapshots outlive the process. New mounts none of them: a layer is mounted again when somebody uses it, which needs no
 // network if the store still has it, and its registry else. A layer takes space in the store as long as a snapshot has
 // it; Usage counts it, and Cleanup frees it.
+//
+// Who wants all of a layer as the tar that it was made of, to make another layer of it, has that by Tar, which takes what has arrived from the store.
 package snapshot

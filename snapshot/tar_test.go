@@ -3,6 +3,7 @@ package snapshot
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -45,10 +46,10 @@ func podmanLayer(t *testing.T, files map[string][]byte) (l testLayer, plain []by
 	return testLayer{out.Bytes(), made.Digest, digest.Digest(made.Annotations[zstdchunked.ChecksumAnnotation])}, in.Bytes(), headers
 }
 
-// A layer's tar is made of what has arrived, and what hasn't is fetched in few requests, whether the layer is mounted or not.
-func TestTar(t *testing.T) { eachDoor(t, testTar) }
+// The tar of a layer of Podman's is made of what has arrived, and what hasn't is fetched in few requests, whether the layer is mounted or not.
+func TestTarOfPodmans(t *testing.T) { eachDoor(t, testTarOfPodmans) }
 
-func testTar(t *testing.T, door string) {
+func testTarOfPodmans(t *testing.T, door string) {
 	files := map[string][]byte{}
 	for i := range 8 {
 		content := random(1<<20 + i)
@@ -64,7 +65,7 @@ func testTar(t *testing.T, door string) {
 	r := newReopenable(t, reg.options(door))
 	labels := reg.labels("base", l)
 	labels[LabelFormats] = FormatLabel(zstdchunked.Position{})
-	if _, err := r.Tar(t.Context(), labels, nil, headers); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := r.Tar(t.Context(), labels, nil, headers); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("of a layer that isn't there: %v", err)
 	}
 	if _, err := r.Prepare(t.Context(), "key", "", snapshots.WithLabels(labels)); !cerrdefs.IsAlreadyExists(err) {
@@ -73,9 +74,12 @@ func testTar(t *testing.T, door string) {
 	check := func(least, most int64) {
 		t.Helper()
 		before, asked := counter.sent.Load(), requests.n.Load()
-		tr, err := r.Tar(t.Context(), labels, nil, headers)
+		tr, toc, err := r.Tar(t.Context(), labels, nil, headers)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if toc != nil {
+			t.Errorf("a table of contents of %d bytes", len(toc))
 		}
 		got, err := io.ReadAll(tr)
 		if err := errors.Join(err, tr.Close()); err != nil || !bytes.Equal(got, plain) {
@@ -105,15 +109,80 @@ func testTar(t *testing.T, door string) {
 		return nil
 	})
 	check(0, 0)
-	for _, bad := range []zstdchunked.Position{{}, {Offset: -1, Size: 5}, {Offset: 0, Size: 1 << 40}} {
-		if _, err := r.Tar(t.Context(), labels, nil, bad); !errors.Is(err, fs.ErrInvalid) {
+	for _, bad := range []zstdchunked.Position{{Offset: -1, Size: 5}, {Offset: 0, Size: 1 << 40}} {
+		if _, _, err := r.Tar(t.Context(), labels, nil, bad); !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("headers at %s: %v", bad, err)
 		}
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("nobody wants it"))
-	if tr, err := r.Tar(ctx, labels, nil, headers); err == nil {
+	if tr, _, err := r.Tar(ctx, labels, nil, headers); err == nil {
 		t.Error("nobody wants it, and it was opened")
 		tr.Close()
 	}
+}
+
+// The tar of an eStargz layer is made of what has arrived of the inside of large files, and for the rest of its blob.
+func TestTarOfEStargz(t *testing.T) { eachDoor(t, testTarOfEStargz) }
+
+func testTarOfEStargz(t *testing.T, door string) {
+	files := map[string][]byte{"a": random(100), "big1": random(14 << 20), "c": random(1000), "d/": nil, "z": random(300_000)}
+	files["big2"] = bytes.Repeat([]byte("much the same "), 1<<20) // its frames are small
+	l := layerOf(t, files)
+	counter := &counting{blobs: map[string][]byte{l.digest.String(): l.blob}}
+	reg := newRegistry(t, counter.ServeHTTP, l)
+	requests := countRequests(reg)
+	r := newReopenable(t, reg.options(door))
+	r.lazily(reg, "base", "", l)
+	labels := reg.labels("base", l)
+	in, err := gzip.NewReader(bytes.NewReader(l.blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := io.ReadAll(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(saved int64) {
+		t.Helper()
+		before, asked := counter.sent.Load(), requests.n.Load()
+		tr, toc, err := r.Tar(t.Context(), labels, nil, zstdchunked.Position{})
+		if saved == 0 {
+			if !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("nothing is gained: %v", err)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(tr)
+		if err := errors.Join(err, tr.Close()); err != nil {
+			t.Fatal(err)
+		}
+		z, err := gzip.NewReader(bytes.NewReader(toc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		behind, err := io.ReadAll(z)
+		if err != nil || !bytes.Equal(slices.Concat(got, behind), want) {
+			t.Errorf("%d and %d bytes, want %d: %v", len(got), len(behind), len(want), err)
+		}
+		if n, all := counter.sent.Load()-before, int64(len(l.blob)); n > all-saved {
+			t.Errorf("%d bytes of %d were fetched, of which %d are there", n, all, saved)
+		}
+		if n := requests.n.Load() - asked; n > 3 {
+			t.Errorf("%d requests", n)
+		}
+	}
+	check(0)
+	r.in("reader", "base", func(dir string) error {
+		for _, name := range []string{"big1", "big2"} {
+			wantFile(t, dir, name, files[name])
+		}
+		return nil
+	})
+	check(12 << 20)
+	r.reopen(nil)
+	check(12 << 20)
 }

@@ -53,7 +53,7 @@ type SnapshotterOptions struct {
 	// one registry to another.
 	Hosts func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error)
 	// Tar returns the tar of a layer out of what has arrived of that, as [snapshot.Snapshotter.Tar] does. Without it, layers are read whole.
-	Tar func(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (io.ReadCloser, error)
+	Tar func(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (tar io.ReadCloser, toc []byte, err error)
 	// Blob tunes the reads of what is passed on.
 	Blob blob.Options
 }

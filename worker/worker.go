@@ -221,10 +221,10 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 }
 
 // tarOf returns the tar of a layer out of what has arrived of that.
-func (w *Worker) tarOf(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (io.ReadCloser, error) {
+func (w *Worker) tarOf(ctx context.Context, labels map[string]string, sessions []string, headers zstdchunked.Position) (tar io.ReadCloser, toc []byte, err error) {
 	s, ok := w.snapshotter.(*snapshot.Snapshotter)
 	if !ok {
-		return nil, fs.ErrNotExist
+		return nil, nil, fs.ErrNotExist
 	}
 	return s.Tar(ctx, labels, sessions, headers)
 }
