@@ -14,6 +14,10 @@ import (
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 5 * time.Second
+
+	// crawl is the least that must arrive, in bytes, while a reader waits for as long as a host may be silent. A byte now and then
+	// is as good as silence; a link that is merely slow brings more, also to each of many requests.
+	crawl = 1 << 10
 )
 
 var errStalled = errors.New("no byte arrived")
@@ -42,6 +46,10 @@ type body struct {
 	cancel  context.CancelCauseFunc
 	stall   *time.Timer // runs while somebody waits
 	err     error       // sticky
+
+	// What the attempt has brought while its reader waited, since that was last looked at.
+	brought int64
+	waited  time.Duration
 }
 
 // Read implements io.Reader.
@@ -66,10 +74,12 @@ func (b *body) Read(p []byte) (int, error) {
 			}
 		}
 		b.stall.Reset(max(0, b.patience()))
+		asked := time.Now()
 		n, err := b.rc.Read(p)
 		b.stall.Stop()
 		if n > 0 {
 			b.off += int64(n)
+			b.crawls(int64(n), time.Since(asked))
 			wait := b.opening + time.Since(start)
 			b.opening, b.pause, b.hurried = 0, 0, false
 			if f := b.r.opt.Fetched; f != nil {
@@ -95,6 +105,22 @@ func (b *body) Read(p []byte) (int, error) {
 		b.hangUp(err)
 		b.retrying()
 	}
+}
+
+// crawls ends an attempt that brings next to nothing: the rest is asked for anew, at another host first.
+func (b *body) crawls(n int64, waited time.Duration) {
+	b.brought += n
+	b.waited += waited
+	if b.waited < b.r.opt.Stall {
+		return
+	}
+	if b.brought < crawl && b.off < b.end {
+		b.r.avoid(b.host)
+		b.last = fmt.Errorf("%s: only %d bytes arrived within %s", b.host, b.brought, b.waited.Round(time.Millisecond))
+		b.hangUp(b.last)
+		b.retrying()
+	}
+	b.brought, b.waited = 0, 0
 }
 
 // Source is the host that answered last: a mirror, or the registry, which may have redirected to a store.
@@ -229,6 +255,7 @@ func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
 		return err
 	}
 	b.attempt, b.rc, b.host, b.cancel, b.stall = ctx, rc, h.Host, cancel, stall
+	b.brought, b.waited = 0, 0
 	return nil
 }
 

@@ -11,7 +11,7 @@
 // header never travels to another host, and a signed URL that stops working is
 // asked for again. A host which answers a range request with the whole blob is
 // an [ErrNoRange]: such a registry can't serve lazy layers, and if it did until now
-// see [Reader.AcceptWhole]. A host that was silent is asked after the others for a while.
+// see [Reader.AcceptWhole]. A host that was silent, or next to that, is asked after the others for a while.
 //
 // A Reader is safe for concurrent use. It does not verify: whoever knows the
 // layer's table of contents does.

@@ -2,10 +2,14 @@ package blob
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Of several reads one waits for a host that hangs.
@@ -33,6 +37,49 @@ func TestSilentHostIsAskedLast(t *testing.T) {
 	want(t, r, blob, 500, 100)
 	if n := len(dead.requests()); n != 2 {
 		t.Errorf("the dead host was asked %d times, want twice", n)
+	}
+}
+
+// A host that sends a byte now and then would otherwise be waited for as long as it does.
+func TestCrawlingHostIsLeft(t *testing.T) {
+	t.Parallel()
+	blob := randomBlob(5000)
+	crawling, alive := newRegistry(t, blob), newRegistry(t, blob)
+	crawling.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		crawling.mu.Lock()
+		crawling.seen = append(crawling.seen, seen{at: time.Now()})
+		crawling.mu.Unlock()
+		crawling.head(w, req, 1)
+		var first int
+		if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &first); err != nil {
+			t.Error(err)
+		}
+		for i := first + 1; req.Context().Err() == nil && i < len(blob); i++ {
+			_, _ = w.Write(blob[i : i+1])
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	var said []string
+	opt := patient
+	opt.Retrying = func(_ digest.Digest, why error) { said = append(said, why.Error()) }
+	r := open(t, blob, opt, fixed(crawling.host(t), alive.host(t)))
+	start := time.Now()
+	want(t, r, blob, 100, 4000)
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if n := len(crawling.requests()); n != 1 {
+		t.Errorf("the crawling host was asked %d times, want once", n)
+	}
+	if len(said) != 1 || !strings.Contains(said[0], "only ") {
+		t.Errorf("told %q", said)
+	}
+	// The last bytes of a range are fewer than what is asked of a host.
+	said = nil
+	want(t, open(t, blob, opt, fixed(crawling.host(t))), blob, 100, 10)
+	if len(said) != 0 {
+		t.Errorf("a short range: told %q", said)
 	}
 }
 
