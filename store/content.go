@@ -74,11 +74,11 @@ func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, e
 		f.Close()
 		return nil, err
 	}
-	if err := c.trust(&st); err != nil {
+	if said, err := c.trust(&st); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) {
 			l.tell(fmt.Errorf("no chunk is trusted before it is verified: %w", err))
 		}
-		if err := c.distrust(st.Size); err != nil {
+		if err := c.distrust(st.Size, said); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -106,32 +106,41 @@ func (s *Store) openData(path string) (*os.File, error) {
 	return os.OpenFile(path, flags, 0)
 }
 
-// trust takes over the map, if it is of this data file as it is now.
-func (c *content) trust(st *unix.Stat_t) error {
+// trust takes over the map, if it is of this data file as it is now. If that is a copy of the map's, it returns the chunks that the map speaks
+// of.
+func (c *content) trust(st *unix.Stat_t) (copied bitmap, err error) {
 	n := len(c.model.Chunks)
 	c.have, c.maybe = newBitmap(n), newBitmap(n)
 	if c.of.s.opt.Distrust {
-		return errors.New("told to distrust maps")
+		return nil, errors.New("told to distrust maps")
 	}
 	p, err := readSealed(c.of.path(mapFile), c.of.label(mapFile))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m, err := decodeMap(p, c.table, n, c.have, c.maybe)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.generation = m.Generation
 	if is := c.of.s.identify(st); m.Data != is || is.Size != c.model.DataSize {
-		return fmt.Errorf("data has changed since its map was written: was %+v, is %+v", m.Data, is)
+		if m.Data.Inode != is.Inode {
+			copied = newBitmap(n)
+			for i := range copied {
+				copied[i].Store(c.have[i].Load() | c.maybe[i].Load())
+			}
+		}
+		return copied, fmt.Errorf("data has changed since its map was written: was %+v, is %+v", m.Data, is)
 	}
 	c.clean = true
 	c.mapped.Store(true)
-	return nil
+	return nil, nil
 }
 
-// distrust drops the map, gives data its size, and puts into maybe what it may hold.
-func (c *content) distrust(size int64) error {
+// distrust drops the map, gives data its size, and puts into maybe what it may hold. Of a copy, only what was there when it was made, if that
+// is known: programs that know no holes put zeros where there were some, of which each chunk would be read, compared, and found missing when
+// a step waits for it.
+func (c *content) distrust(size int64, copied bitmap) error {
 	n := len(c.model.Chunks)
 	c.have, c.maybe = newBitmap(n), newBitmap(n)
 	if err := os.Remove(c.of.path(mapFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -163,6 +172,19 @@ func (c *content) distrust(size int64) error {
 			c.maybe.add(i)
 		}
 		off = end
+	}
+	if copied == nil {
+		return nil
+	}
+	for i := copied.next(0, n, false); i < n; i = copied.next(i, n, false) {
+		end := copied.next(i, n, true)
+		start := chunks[i].Data
+		if unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, start, padded(c.model, end-1)-start) == nil {
+			for ; i < end; i++ {
+				c.maybe.remove(i)
+			}
+		}
+		i = end
 	}
 	return nil
 }

@@ -46,7 +46,8 @@
 //     or copied data, or another version lays the layer out in another way, no chunk is trusted.
 //   - Without a map, a chunk may be there where the filesystem has data. Have is false until the chunk has been read back
 //     and its digest is right ([Layer.Verify]); bytes that prove wrong, such as zeros for what the machine had not
-//     written when power failed, are punched out, and the chunk is missing. Nothing that proves right is fetched again.
+//     written when power failed, are punched out, and the chunk is missing. Nothing that proves right is fetched again. Of a copy of
+//     data, which tar, rsync and others make without its holes if not told otherwise, only the chunks are kept that the map with it speaks of.
 //
 // Data is written back while more of it arrives, every 8 MB of a layer, so that little is left to be written by whoever syncs the filesystem, as
 // the end of every step does.

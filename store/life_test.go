@@ -213,6 +213,56 @@ func TestCleanRestart(t *testing.T) {
 	}
 }
 
+// A copy of the state directory has zeros for holes, if what made it knows no holes.
+func TestCopiedWithoutHoles(t *testing.T) {
+	root := t.TempDir()
+	fx := newFixture("a", newRand(3), 16<<10, 100_000, 5000, 300_000, 4096)
+	s := open(t, root, Options{})
+	l := hold(t, s, fx)
+	there := map[int]bool{}
+	for i := range fx.model.Chunks {
+		if there[i] = i%5 < 2; there[i] {
+			if err := l.WriteChunk(fx.verified(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	path, before := l.DataPath(), l.Usage()
+	l.Release()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err == nil {
+		// Beside the old one, which keeps its inode meanwhile.
+		err = errors.Join(os.WriteFile(path+"-copy", data, 0o600), os.Rename(path+"-copy", path))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s = open(t, root, Options{})
+	l = hold(t, s, fx)
+	for i := range l.Doubtful() {
+		if !there[i] {
+			t.Errorf("chunk %d is in doubt, which wasn't there", i)
+		}
+	}
+	for i := range fx.model.Chunks {
+		if l.Verify(i) != there[i] {
+			t.Errorf("chunk %d is there: %v, want %v", i, !there[i], there[i])
+		}
+	}
+	if after := l.Usage(); after > before+16<<10 { // the filesystem's own blocks come and go
+		t.Errorf("the copy takes %d bytes, the layer took %d", after, before)
+	}
+	fillAll(t, l, fx)
+	checkRight(t, l, fx)
+	if !l.Complete() {
+		t.Error("not complete")
+	}
+}
+
 // A layer that nobody holds, and one that is quiet, is trusted even after a SIGKILL, and lets go of memory and
 // descriptors.
 func TestQuietLayersSettle(t *testing.T) {
