@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -21,7 +20,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 )
 
@@ -58,8 +56,9 @@ func (e *eStargz) replace(c compression.Config) compression.Config {
 func (e *eStargz) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
 	opt := e.opt
 	opt.Level = comp.Level
-	w := &layerWriter{ctx: ctx, opt: opt, order: e.order, label: e.label()}
-	w.opt.Pool = pool()
+	opt.Pool = pool()
+	w := &eStargzWriter{ctx: ctx, opt: opt, order: e.order, options: e.label()}
+	w.layerWriter = layerWriter[eStargzWritten]{format: "eStargz", takes: compression.Gzip, write: w.write}
 	return w.open, w.finalize
 }
 
@@ -131,119 +130,60 @@ func isOurs(labels map[string]string) bool {
 	return false
 }
 
-// A layerWriter writes one layer; more than once, when BuildKit tries another way to make its tar after the first has failed.
-type layerWriter struct {
-	ctx   context.Context
-	opt   estargz.WriteOptions
-	order *ordering
-	label string // of what is written
-
-	mu      sync.Mutex
-	written *estargz.Written // the last one; its tar as it was before its files were put in order
-	first   int              // files that come first in it
-	err     error
+// An eStargzWriter writes one layer.
+type eStargzWriter struct {
+	layerWriter[eStargzWritten]
+	ctx     context.Context
+	opt     estargz.WriteOptions
+	order   *ordering
+	options string // the label that stands for them
 }
 
-// open implements compression.Compressor.
-func (l *layerWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, error) {
-	t, err := compression.FromMediaType(mediaType)
-	if err != nil {
-		return nil, err
-	}
-	if t != compression.Gzip {
-		return nil, fmt.Errorf("a layer of media type %q can't be eStargz, which is gzip", mediaType)
-	}
-	l.mu.Lock()
-	err = l.err
-	l.mu.Unlock()
-	if hopeless(err) {
-		return nil, err
-	}
-	r, w := io.Pipe()
-	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		written, first, err := l.write(dest, r)
-		if err != nil {
-			err = fmt.Errorf("write an eStargz layer: %w", err)
-			r.CloseWithError(err) // whoever makes the tar learns why it isn't wanted any more
-		}
-		s.err = err
-		l.set(written, first, err)
-	}()
-	return s, nil
+type eStargzWritten struct {
+	estargz.Written     // its tar as it was before its files were put in order
+	first           int // files that come first in it
 }
 
 // write writes the layer of a tar, with its files in order.
-func (l *layerWriter) write(dest io.Writer, tar io.Reader) (w estargz.Written, first int, err error) {
+func (l *eStargzWriter) write(dest io.Writer, tar io.Reader) (w eStargzWritten, err error) {
 	if l.order == nil {
-		w, err = estargz.Write(l.ctx, dest, tar, l.opt)
-		return w, 0, err
+		w.Written, err = estargz.Write(l.ctx, dest, tar, l.opt)
+		return w, err
 	}
 	before := digest.SHA256.Digester()
 	o, err := l.order.list.Tar(l.ctx, io.TeeReader(tar, before.Hash()), l.order.dir)
 	if err != nil {
-		return w, 0, err
+		return w, err
 	}
 	defer o.Close()
-	w, err = estargz.Write(l.ctx, dest, o, l.opt)
-	w.Tar = before.Digest()
-	return w, o.First, err
-}
-
-// hopeless reports whether an error is that of a tar that can't be a layer, whichever way it is made, or that there's no room for. BuildKit
-// would try three ways, and the last of them doesn't say what has failed.
-func hopeless(err error) bool {
-	if _, ok := errors.AsType[*layer.EntryError](err); ok && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return true
-	}
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
-func (l *layerWriter) set(written estargz.Written, first int, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.written, l.first, l.err = &written, first, err
+	w.Written, err = estargz.Write(l.ctx, dest, o, l.opt)
+	w.Tar, w.first = before.Digest(), o.First
+	return w, err
 }
 
 // finalize implements compression.Finalizer: it says what the blob that was written last is, in labels and annotations as BuildKit's
 // own writer does.
-func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
-	l.mu.Lock()
-	written, first, err := l.written, l.first, l.err
-	l.mu.Unlock()
+func (l *eStargzWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
+	written, err := l.last()
 	if err != nil {
 		return nil, err
 	}
-	if written == nil {
-		return nil, errors.New("no eStargz layer has been written")
+	said := map[string]string{
+		// What is there is the digest of the tar without the TOC.
+		labels.LabelUncompressed: written.DiffID.String(),
+		l.options:                strconv.Itoa(written.first),
+		madeOf(written.Tar):      written.Tar.String(),
 	}
-	info, err := cs.Info(ctx, written.Digest)
-	if err != nil {
-		return nil, fmt.Errorf("eStargz layer %s: %w", written.Digest, err)
-	}
-	info.Labels = maps.Clone(info.Labels)
-	if info.Labels == nil {
-		info.Labels = map[string]string{}
-	}
-	// What is there is the digest of the tar without the TOC.
-	info.Labels[labels.LabelUncompressed] = written.DiffID.String()
-	info.Labels[l.label] = strconv.Itoa(first)
-	info.Labels[madeOf(written.Tar)] = written.Tar.String()
-	fields := []string{"labels." + labels.LabelUncompressed, "labels." + l.label, "labels." + madeOf(written.Tar)}
 	external := l.opt.ExternalTOC && written.Lossy == ""
 	if external {
-		said, err := storeTOC(ctx, cs, written)
+		toc, err := storeTOC(ctx, cs, &written.Written)
 		if err != nil {
 			return nil, err
 		}
-		for k, v := range said {
-			info.Labels[k] = v
-			fields = append(fields, "labels."+k)
-		}
+		maps.Copy(said, toc)
 	}
-	if _, err := cs.Update(ctx, info, fields...); err != nil {
-		return nil, fmt.Errorf("label eStargz layer %s: %w", written.Digest, err)
+	if err := l.label(ctx, cs, written.Digest, said); err != nil {
+		return nil, err
 	}
 	annotations := map[string]string{
 		labels.LabelUncompressed:               written.DiffID.String(),
@@ -259,20 +199,4 @@ func (l *layerWriter) finalize(ctx context.Context, cs content.Store) (map[strin
 			Warn("a layer that holds names which aren't UTF-8 can't be pulled lazily; it is exported without the annotation that says it can")
 	}
 	return annotations, nil
-}
-
-// A layerStream is where the tar of a layer goes.
-type layerStream struct {
-	*io.PipeWriter
-	done chan struct{}
-	err  error // once done
-}
-
-// Close waits until the layer is written, or has failed; nothing is written to it afterwards.
-func (s *layerStream) Close() error {
-	if err := s.PipeWriter.Close(); err != nil {
-		return err
-	}
-	<-s.done
-	return s.err
 }

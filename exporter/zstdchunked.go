@@ -3,14 +3,12 @@ package exporter
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -143,66 +141,27 @@ func (z *zstdChunked) NeedsConversion(ctx context.Context, cs content.Store, des
 func (z *zstdChunked) Compress(ctx context.Context, comp compression.Config) (compression.Compressor, compression.Finalizer) {
 	opt := z.opt
 	opt.Level, opt.Pool, opt.NoDiffID = comp.Level, pool(), true
-	w := &chunkedWriter{ctx: ctx, opt: opt}
+	w := &zstdChunkedWriter{opt: opt}
+	w.layerWriter = layerWriter[zstdchunked.Written]{
+		format: "zstd:chunked", takes: compression.Zstd,
+		write: func(dest io.Writer, tar io.Reader) (zstdchunked.Written, error) {
+			return zstdchunked.Write(ctx, dest, tar, opt)
+		},
+	}
 	return w.open, w.finalize
 }
 
-// A chunkedWriter writes one layer; more than once, when BuildKit tries another way to make its tar after the first has failed.
-type chunkedWriter struct {
-	ctx context.Context
+// A zstdChunkedWriter writes one layer.
+type zstdChunkedWriter struct {
+	layerWriter[zstdchunked.Written]
 	opt zstdchunked.WriteOptions
-
-	mu      sync.Mutex
-	written *zstdchunked.Written // the last one
-	err     error
-}
-
-// open implements compression.Compressor.
-func (l *chunkedWriter) open(dest io.Writer, mediaType string) (io.WriteCloser, error) {
-	t, err := compression.FromMediaType(mediaType)
-	if err != nil {
-		return nil, err
-	}
-	if t != compression.Zstd {
-		return nil, fmt.Errorf("a layer of media type %q can't be zstd:chunked, which is zstd", mediaType)
-	}
-	l.mu.Lock()
-	err = l.err
-	l.mu.Unlock()
-	if hopeless(err) {
-		return nil, err
-	}
-	r, w := io.Pipe()
-	s := &layerStream{PipeWriter: w, done: make(chan struct{})}
-	go func() {
-		defer close(s.done)
-		written, err := zstdchunked.Write(l.ctx, dest, r, l.opt)
-		if err != nil {
-			err = fmt.Errorf("write a zstd:chunked layer: %w", err)
-			r.CloseWithError(err) // whoever makes the tar learns why it isn't wanted any more
-		}
-		s.err = err
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.written, l.err = &written, err
-	}()
-	return s, nil
 }
 
 // finalize implements compression.Finalizer: it says what the blob that was written last is.
-func (l *chunkedWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
-	l.mu.Lock()
-	written, err := l.written, l.err
-	l.mu.Unlock()
+func (l *zstdChunkedWriter) finalize(ctx context.Context, cs content.Store) (map[string]string, error) {
+	written, err := l.last()
 	if err != nil {
 		return nil, err
-	}
-	if written == nil {
-		return nil, errors.New("no zstd:chunked layer has been written")
-	}
-	info, err := cs.Info(ctx, written.Digest)
-	if err != nil {
-		return nil, fmt.Errorf("zstd layer %s: %w", written.Digest, err)
 	}
 	label := zstdLabel(l.opt)
 	if written.Annotations == nil {
@@ -210,13 +169,8 @@ func (l *chunkedWriter) finalize(ctx context.Context, cs content.Store) (map[str
 		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
 			Warn("a table of contents can't say what this layer's tar says; it is exported as zstd, without one, and can't be pulled lazily")
 	}
-	info.Labels = maps.Clone(info.Labels)
-	if info.Labels == nil {
-		info.Labels = map[string]string{}
-	}
-	info.Labels[label] = "true"
-	if _, err := cs.Update(ctx, info, "labels."+label); err != nil {
-		return nil, fmt.Errorf("label zstd layer %s: %w", written.Digest, err)
+	if err := l.label(ctx, cs, written.Digest, map[string]string{label: "true"}); err != nil {
+		return nil, err
 	}
 	return maps.Clone(written.Annotations), nil
 }
