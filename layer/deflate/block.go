@@ -163,55 +163,53 @@ func (b *block) sequences(w *bitWriter, upTo int, src []byte, litLen, offset *co
 	out, n := w.out[:cap(w.out)], len(w.out)
 	pos := 0
 	for _, q := range b.seqs[:upTo] {
-		runEnd := pos + int(q.literals)
-		for ; runEnd-pos > 4 || runEnd > pos && len(src)-pos < 4; pos++ {
-			if runEnd-pos <= 4 {
+		left := int(q.literals)
+		if len(src)-pos-left < 4 {
+			for ; left > 0; left-- {
 				acc, have = put(acc, have, b.literal[src[pos]])
-			} else {
-				v := word.At32(src, pos)
-				acc, have = put(acc, have, b.literal[uint8(v)])
-				acc, have = put(acc, have, b.literal[uint8(v>>8)])
-				acc, have = put(acc, have, b.literal[uint8(v>>16)])
-				acc, have = put(acc, have, b.literal[v>>24])
-				pos += 3
+				binary.LittleEndian.PutUint64(out[n:n+8:n+8], acc)
+				n, acc, have = n+int(have>>3), acc>>(have&56), have&7
+				pos++
 			}
-			binary.LittleEndian.PutUint64(out[n:], acc)
-			n, acc, have = n+int(have>>3), acc>>(have&56), have&7
+			if q.length == 0 {
+				continue
+			}
 		}
-		// Up to four are left, and to ask how many would be a branch that nobody can predict: all are looked up, and some are nothing.
-		if left := runEnd - pos; len(src)-pos >= 4 {
+		for ; left > 2; left -= 3 {
 			v := word.At32(src, pos)
-			l0, l1, l2, l3 := b.literal[uint8(v)], b.literal[uint8(v>>8)], b.literal[uint8(v>>16)], b.literal[v>>24]
-			if left < 1 {
-				l0 = 0
-			}
-			if left < 2 {
-				l1 = 0
-			}
-			if left < 3 {
-				l2 = 0
-			}
-			if left < 4 {
-				l3 = 0
-			}
-			acc, have = put(acc, have, l0)
-			acc, have = put(acc, have, l1)
-			acc, have = put(acc, have, l2)
-			acc, have = put(acc, have, l3)
-			binary.LittleEndian.PutUint64(out[n:], acc)
+			acc, have = put(acc, have, b.literal[uint8(v)])
+			acc, have = put(acc, have, b.literal[uint8(v>>8)])
+			acc, have = put(acc, have, b.literal[uint8(v>>16)])
+			binary.LittleEndian.PutUint64(out[n:n+8:n+8], acc)
 			n, acc, have = n+int(have>>3), acc>>(have&56), have&7
+			pos += 3
 		}
-		pos = runEnd + int(q.length)
+		// Up to two are left, and to ask how many would be a branch that nobody can predict: both are looked up, and may be nothing.
+		v := word.At32(src, pos)
+		l0, l1 := b.literal[uint8(v)], b.literal[uint8(v>>8)]
+		if left < 1 {
+			l0 = 0
+		}
+		if left < 2 {
+			l1 = 0
+		}
+		acc, have = put(acc, have, l0)
+		acc, have = put(acc, have, l1)
+		pos += left + int(q.length)
+		if q.length > 0 {
+			acc, have = put(acc, have, b.length[uint8(q.length-minMatch)])
+		}
+		binary.LittleEndian.PutUint64(out[n:n+8:n+8], acc)
+		n, acc, have = n+int(have>>3), acc>>(have&56), have&7
 		if q.length == 0 {
 			continue
 		}
-		acc, have = put(acc, have, b.length[uint8(q.length-minMatch)])
-		s := rfc.offsetSlotOf(q.offset) & 31
-		acc |= uint64(offset.word[s]) << (have & 63)
-		have += uint(offset.size[s])
-		acc |= uint64(q.offset-rfc.offsetBase[s]) << (have & 63)
-		have += uint(rfc.offsetExtra[s])
-		binary.LittleEndian.PutUint64(out[n:], acc)
+		s, extra := offsetSymbol(q.offset)
+		acc |= uint64(offset.word[s&31]) << (have & 63)
+		have += uint(offset.size[s&31])
+		acc |= uint64(q.offset&(1<<(extra&15)-1)) << (have & 63)
+		have += extra
+		binary.LittleEndian.PutUint64(out[n:n+8:n+8], acc)
 		n, acc, have = n+int(have>>3), acc>>(have&56), have&7
 	}
 	w.out, w.acc, w.have = out[:n], acc, have

@@ -55,7 +55,7 @@ func AppendGzip(dst, p []byte) []byte {
 	return e.appendGzip(dst, p)
 }
 
-// encoders are those that nobody uses. One takes up to 700 KB.
+// encoders are those that nobody uses. One takes up to 600 KB.
 var encoders = sync.Pool{New: func() any { return new(encoder) }}
 
 // An encoder is what one stream takes in the making.
@@ -85,16 +85,15 @@ func (e *encoder) deflate(w *bitWriter, src []byte) {
 		first := len(b.seqs)
 		e.segment = histogram{}
 		end := e.parse(src, pos)
-		alone := cost(&e.segment, &none)
-		together := cost(&b.histogram, &e.segment)
-		if first > 0 && (together > soFar+alone+headerCost || len(b.seqs) > maxSeqs || end-start > maxBlock) {
+		cost := e.segment.costs(&b.histogram)
+		if first > 0 && (cost.together > soFar+cost.alone+headerCost || len(b.seqs) > maxSeqs || end-start > maxBlock) {
 			b.write(w, first, src[start:pos], false)
 			b.drop(first)
-			start, together = pos, alone
+			start, cost.together = pos, cost.alone
 		}
 		b.add(&e.segment)
-		e.literal = min(max(e.segment.literals(), leastLiteral), mostLiteral)
-		soFar, pos = together, end
+		e.literal = min(max(cost.literal, leastLiteral), mostLiteral)
+		soFar, pos = cost.together, end
 	}
 	b.write(w, len(b.seqs), src[start:], true)
 	w.align()

@@ -1,6 +1,7 @@
 package deflate
 
 import (
+	"math"
 	"math/bits"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/word"
@@ -11,7 +12,7 @@ const (
 	// lookahead is how many bytes there are from a position on that is looked at, at least: a word, also at the next position.
 	lookahead = 9
 
-	hashBits = 15
+	hashBits = 14
 
 	// ahead is how many positions are taken note of at once, and ring how many buckets are kept, as they were before: those of the
 	// positions that parse is about to look at.
@@ -36,27 +37,37 @@ type bucket uint64
 
 func (b bucket) with(pos int) bucket { return b<<16 | bucket(uint16(pos)) }
 
-// place returns the newest position: within the window before pos, and not before the input, if pos isn't 0.
-func (b bucket) place(pos int) int { return pos + (int(b)-pos)&(window-1) - window }
+// place returns one of the four, of which 0 is the newest: within the window before pos, and not before the input, if pos isn't 0.
+func (b bucket) place(which, pos int) int {
+	return pos + (int(b>>(which*16&63))-pos)&(window-1) - window
+}
 
-// A found says how many bytes the longest match of a bucket has, up to 8, and in its two lowest bits which it is: 3 is the nearest, which is
-// preferred to others of that length.
-type found int
+// A found says how many bytes each place of a bucket has in common with a position, up to 8: the nth of them is bit 8n - 1 less the number of the place.
+// So the highest bit is of the longest match, and of the nearest of several.
+type found uint64
 
 const (
-	fourBytes  found = 4 << 2
-	eightBytes found = 8 << 2
+	fourBytes  found = 1 << (8*4 - 4)
+	eightBytes found = 1 << (8*8 - 4)
 )
 
-// agree returns the found, as a bit, of a place where the bytes are others from the lowest bit of x on.
-func agree(x uint64, which int) uint64 {
-	return 1 << ((bits.TrailingZeros64(x)>>1&^3 | which) & 63)
+// asLong is, by the length of a match, the least found at the next position that is of one as long; none is, where the match is long enough. One
+// comparison stands for three, of which each would be guessed wrong at times.
+var asLong = [lazy + 1]found{
+	4: fourBytes, 5: fourBytes << 8, 6: fourBytes << 16, 7: fourBytes << 24, 8: eightBytes, 9: eightBytes, lazy: math.MaxUint64,
 }
 
-// in returns the length and the offset less 1 of a match of at least fourBytes and less than eightBytes.
-func (k found) in(b bucket, pos int) (length, offset int) {
-	return int(k >> 2), pos - 1 - (b >> (uint(3-k&3) * 16 & 63)).place(pos)
+// same returns the highest bit of each byte of a word from the lowest on that is 0, up to the first that isn't.
+func same(x uint64) found { return found((x - 1) &^ x & 0x8080_8080_8080_8080) }
+
+// longest returns how many bytes the longest match has, of which there must be one, and its place.
+func (k found) longest() (length, which int) {
+	highest := bits.Len64(uint64(k)) - 1
+	return highest>>3 + 1, 7 - highest&7
 }
+
+// whole returns all bits if a place has all 8 bytes, and none if it hasn't.
+func (k found) whole(which int) found { return found(int64(k<<which) >> 63) }
 
 // A finder knows where bytes were before.
 type finder struct {
@@ -99,38 +110,40 @@ func (f *finder) note(v uint32, pos int) bucket {
 	return b
 }
 
-// longest returns the length and the offset less 1 of the longest match of a bucket that has one of 8 bytes or more.
-func longest(src []byte, pos int, b bucket) (length, offset int) {
-	v := word.At64(src, pos)
-	q0, q1, q2, q3 := b.place(pos), (b >> 16).place(pos), (b >> 32).place(pos), (b >> 48).place(pos)
-	if len(src)-pos >= 16 {
-		// The next 8 bytes: of all four, without a branch.
-		w := word.At64(src, pos+8)
-		k0 := bits.TrailingZeros64(word.At64(src, q0+8)^w)&^7 | 3
-		k1 := bits.TrailingZeros64(word.At64(src, q1+8)^w)&^7 | 2
-		k2 := bits.TrailingZeros64(word.At64(src, q2+8)^w)&^7 | 1
-		k3 := bits.TrailingZeros64(word.At64(src, q3+8)^w) &^ 7
-		if word.At64(src, q0) != v {
-			k0 = 0
-		}
-		if word.At64(src, q1) != v {
-			k1 = 0
-		}
-		if word.At64(src, q2) != v {
-			k2 = 0
-		}
-		if word.At64(src, q3) != v {
-			k3 = 0
-		}
-		if k := max(max(k0, k1), max(k2, k3)); k < 64 {
-			return 8 + k>>3, pos - 1 - (b >> (uint(3-k&3) * 16 & 63)).place(pos)
-		}
+// match returns the length and the offset less 1 of the longest match of a bucket, as it was found, of at least one byte.
+func (b bucket) match(k found, src []byte, pos int) (length, offset int) {
+	if k >= eightBytes {
+		return b.long(k, src, pos)
 	}
+	n, which := k.longest()
+	return n, pos - 1 - b.place(which, pos)
+}
+
+// long is match for one of 8 bytes or more.
+func (b bucket) long(k found, src []byte, pos int) (length, offset int) {
 	most := min(len(src)-pos, maxMatch)
-	for _, q := range [...]int{q0, q1, q2, q3} {
-		if word.At64(src, q) != v {
+	if most >= 16 {
+		// The next 8 bytes: of all four, without a branch.
+		v := word.At64(src, pos+8)
+		more := same(word.At64(src, b.place(0, pos)+8)^v) & k.whole(0)
+		more |= same(word.At64(src, b.place(1, pos)+8)^v) >> 1 & k.whole(1)
+		more |= same(word.At64(src, b.place(2, pos)+8)^v) >> 2 & k.whole(2)
+		more |= same(word.At64(src, b.place(3, pos)+8)^v) >> 3 & k.whole(3)
+		if more < eightBytes {
+			n := 8
+			if more == 0 {
+				more, n = k, 0
+			}
+			m, which := more.longest()
+			return n + m, pos - 1 - b.place(which, pos)
+		}
+		k = more
+	}
+	for which := range 4 {
+		if k.whole(which) == 0 {
 			continue
 		}
+		q := b.place(which, pos)
 		if n := matchLen(src, q, pos, most); n > length {
 			length, offset = n, pos-1-q
 			if n >= nice {
@@ -168,8 +181,8 @@ func (e *encoder) parse(src []byte, pos int) int {
 	}
 	stop := min(end, len(src)-lookahead)
 	run := pos // where the literals begin
-	// k and b are of pos, which isn't fresh if it has been decided about: then it's here for the next only.
-	k, b, fresh := found(0), bucket(0), true
+	// k is of pos, which isn't fresh if it has been decided about: then it's here for the next only.
+	k, fresh := found(0), true
 	if pos > 0 {
 		pos, fresh = pos-1, false
 	}
@@ -181,21 +194,18 @@ func (e *encoder) parse(src []byte, pos int) int {
 		for upTo := min(stop, f.known-1); pos < upTo; {
 			next := pos + 1
 			v := word.At64(src, next)
-			b2 := f.before[next&(ring-1)]
-			all := agree(word.At64(src, b2.place(next))^v, 3)
-			all |= agree(word.At64(src, (b2>>16).place(next))^v, 2)
-			all |= agree(word.At64(src, (b2>>32).place(next))^v, 1)
-			all |= agree(word.At64(src, (b2>>48).place(next))^v, 0)
-			k2 := found(bits.Len64(all) - 1)
+			b := f.before[next&(ring-1)]
+			k2 := same(word.At64(src, b.place(0, next)) ^ v)
+			k2 |= same(word.At64(src, b.place(1, next))^v) >> 1
+			k2 |= same(word.At64(src, b.place(2, next))^v) >> 2
+			k2 |= same(word.At64(src, b.place(3, next))^v) >> 3
 			n, d := 0, 0
-			if k >= eightBytes {
-				n, d = longest(src, pos, b)
-			} else if k >= fourBytes {
-				n, d = k.in(b, pos)
+			if k >= fourBytes {
+				n, d = f.before[pos&(ring-1)].match(k, src, pos)
 			}
 			if n*literal < (bits.Len(uint(d))+matchBits)*bit {
 				if !fresh {
-					pos, k, b, fresh = next, k2, b2, true
+					pos, k, fresh = next, k2, true
 					continue
 				}
 				h.litLen[src[pos]]++
@@ -206,24 +216,26 @@ func (e *encoder) parse(src []byte, pos int) int {
 					}
 					k, fresh = 0, false
 				} else {
-					pos, k, b = next, k2, b2
+					pos, k = next, k2
 				}
 				continue
 			}
-			if n < lazy && k2 >= fourBytes && int(k2>>2) >= min(n, 8) {
-				n2, d2 := k2.in(b2, next)
+			if k2 >= asLong[min(n, lazy)] {
+				n2, which := k2.longest()
+				d2 := pos - b.place(which, next)
 				if k2 >= eightBytes {
-					n2, d2 = longest(src, next, b2)
+					n2, d2 = b.long(k2, src, next)
 				}
 				// One more bit of an offset is worth a quarter of a byte.
 				if n2 >= n && 4*(n2-n)+bits.Len(uint(d))-bits.Len(uint(d2)) > 2 {
 					h.litLen[src[pos]]++
-					pos, k, b = next, k2, b2
+					pos, k = next, k2
 					continue
 				}
 			}
 			h.litLen[firstLength+int(rfc.lengthSlot[uint8(n-minMatch)]&31)]++
-			h.offset[rfc.offsetSlotOf(uint16(d))&31]++
+			slot, _ := offsetSymbol(uint16(d))
+			h.offset[slot&31]++
 			seqs = append(seqs, sequence{uint32(pos - run), uint16(n), uint16(d)})
 			pos += n - 1
 			run = pos + 1

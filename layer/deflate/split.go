@@ -11,9 +11,6 @@ type histogram struct {
 	offset [usedOffset]uint32
 }
 
-// none is an empty one.
-var none histogram
-
 func (h *histogram) add(o *histogram) {
 	for i := range h.litLen {
 		h.litLen[i] += o.litLen[i]
@@ -23,23 +20,6 @@ func (h *histogram) add(o *histogram) {
 	}
 }
 
-// literals returns what one takes on average, in parts of a bit.
-func (h *histogram) literals() int {
-	sum, n := 0, 0
-	for _, f := range h.litLen[:endOfBlock] {
-		sum += weighted(int(f))
-		n += int(f)
-	}
-	if n == 0 {
-		return usualLiteral
-	}
-	all := n
-	for _, f := range h.litLen[endOfBlock:] {
-		all += int(f)
-	}
-	return weighted(all)/all - sum/n
-}
-
 // Costs are in parts of a bit.
 const (
 	bit = 256
@@ -47,21 +27,51 @@ const (
 	headerCost = 600 * bit
 )
 
-// cost returns what the symbols of both take in one block, by their entropy.
-func cost(a, b *histogram) int {
-	sum, litLen, offset := 0, 0, 0
-	for s, f := range a.litLen {
-		f := int(f + b.litLen[s])
-		sum += weighted(f)
-		litLen += f
-	}
-	for s, f := range a.offset {
-		f := int(f + b.offset[s])
-		sum += weighted(f)
-		offset += f
-	}
-	return weighted(litLen) + weighted(offset) - sum
+// costs are what the symbols of a segment take, by their entropy.
+type costs struct {
+	alone    int // in a block of their own
+	together int // in one block with what is in it already, and that, too
+	literal  int // one of the literals, on average
 }
+
+// costs returns those of a segment, beside a block: all at once, as it's done for each segment.
+func (h *histogram) costs(block *histogram) costs {
+	var literals, litLen, offset sum
+	literals.add(h.litLen[:endOfBlock], block.litLen[:endOfBlock])
+	litLen.add(h.litLen[endOfBlock:], block.litLen[endOfBlock:])
+	offset.add(h.offset[:], block.offset[:])
+	n := literals.n
+	litLen.join(&literals)
+	c := costs{alone: litLen.alone() + offset.alone(), together: litLen.together() + offset.together(), literal: usualLiteral}
+	if n > 0 {
+		c.literal = weighted(litLen.n)/litLen.n - literals.weight/n
+	}
+	return c
+}
+
+// A sum is of symbols of one alphabet: how often they occur, and their weights, in a segment, and in that and a block.
+type sum struct{ n, weight, nBoth, weightBoth int }
+
+func (s *sum) add(segment, block []uint32) {
+	block = block[:len(segment)]
+	for i, f := range segment {
+		both := int(f + block[i])
+		s.n += int(f)
+		s.weight += weighted(int(f))
+		s.nBoth += both
+		s.weightBoth += weighted(both)
+	}
+}
+
+func (s *sum) join(o *sum) {
+	s.n += o.n
+	s.weight += o.weight
+	s.nBoth += o.nBoth
+	s.weightBoth += o.weightBoth
+}
+
+func (s *sum) alone() int    { return weighted(s.n) - s.weight }
+func (s *sum) together() int { return weighted(s.nBoth) - s.weightBoth }
 
 // weights are what weighted returns of what occurs in a segment, as a rule.
 var weights = func() (w [8192]uint32) {

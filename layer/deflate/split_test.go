@@ -24,19 +24,19 @@ func TestWeighted(t *testing.T) {
 // each symbol to tell them from each other.
 func TestCost(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	var a, b, c histogram
+	var none, a, b, c histogram
 	n := 0
 	for i := range 100 {
 		f := r.Uint32N(50)
 		a.litLen[i], b.litLen[i], c.litLen[150+i] = f, 2*f, f
 		n += int(f)
 	}
-	apart := cost(&a, &none) + cost(&b, &none)
-	if got := cost(&a, &b); math.Abs(float64(got-apart)) > float64(100*bit) {
+	apart := a.costs(&none).alone + b.costs(&none).alone
+	if got := a.costs(&b).together; math.Abs(float64(got-apart)) > float64(100*bit) {
 		t.Errorf("of one kind: %d bits together, %d apart", got/bit, apart/bit)
 	}
-	apart = cost(&a, &none) + cost(&c, &none) + 2*n*bit
-	if got := cost(&a, &c); math.Abs(float64(got-apart)) > float64(100*bit) {
+	apart = a.costs(&none).alone + c.costs(&none).alone + 2*n*bit
+	if got := a.costs(&c).together; math.Abs(float64(got-apart)) > float64(100*bit) {
 		t.Errorf("of two kinds: %d bits together, %d apart", got/bit, apart/bit)
 	}
 }

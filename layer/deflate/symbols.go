@@ -1,5 +1,7 @@
 package deflate
 
+import "math/bits"
+
 // The alphabets of DEFLATE (RFC 1951, 3.2.5 to 3.2.7).
 const (
 	endOfBlock  = 256
@@ -26,10 +28,7 @@ type tables struct {
 	lengthSlot  [maxMatch - minMatch + 1]uint8
 	lengthExtra [32]uint8
 	lengthBase  [32]uint8
-	// Of an offset less 1: its symbol, first for those below 256, and then for the others by their upper 8 bits.
-	offsetSlot  [512]uint8
 	offsetExtra [numOffset]uint8
-	offsetBase  [numOffset]uint16
 	// The codes of a block that has none of its own.
 	litLen, offset code
 }
@@ -56,19 +55,9 @@ func newTables() *tables {
 	}
 	// The longest has a symbol of its own, and no extra bits.
 	t.lengthBase[28], t.lengthSlot[maxMatch-minMatch] = maxMatch-minMatch, 28
-	n = 0
 	for s := range usedOffset {
 		if s >= 4 {
 			t.offsetExtra[s] = uint8(s/2 - 1)
-		}
-		t.offsetBase[s] = uint16(n)
-		for range 1 << t.offsetExtra[s] {
-			if n < 256 {
-				t.offsetSlot[n] = uint8(s)
-			} else {
-				t.offsetSlot[256+n>>7] = uint8(s)
-			}
-			n++
 		}
 	}
 	for s := range t.litLen.size {
@@ -89,11 +78,9 @@ func newTables() *tables {
 	return t
 }
 
-// offsetSlotOf returns the symbol of an offset less 1.
-func (t *tables) offsetSlotOf(o uint16) uint8 {
-	i := uint(o)
-	if o >= 256 {
-		i = 256 + uint(o)>>7
-	}
-	return t.offsetSlot[i&511]
+// offsetSymbol returns the symbol of an offset less 1, and how many extra bits there are, which are the lowest of that. A table would be too large, or
+// one in two parts, with a branch that is often guessed wrong.
+func offsetSymbol(o uint16) (symbol, extra uint) {
+	extra = uint(bits.Len16(o>>1|1)) - 1
+	return 2*extra + uint(o)>>(extra&15), extra
 }
