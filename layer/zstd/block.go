@@ -33,7 +33,7 @@ func (e *encoder) block(out, src []byte, begin int, last bool) []byte {
 	before := e.recent
 	e.parse(src, begin)
 	packed := e.appendLiterals(e.packed[:0])
-	packed = e.coder.append(packed, e.seqs)
+	packed = e.coder.append(packed)
 	if len(packed) < len(p) {
 		return append(appendBlockHeader(out, blockCompressed, len(packed), last), packed...)
 	}

@@ -1,12 +1,14 @@
 package zstd
 
+import "encoding/binary"
+
 // A coder encodes the sequences of the blocks of a frame.
 type coder struct {
-	own     [3][2]table // codes that were made for a block: the next one, and one that last may have
-	next    [3]int      // in own
-	last    [3]*table   // what the block before has used, nil where that can't be said
-	counts  [3][64]uint32
-	symbols [][3]uint8 // of the sequences
+	own    [3][2]table // codes that were made for a block: the next one, and one that last may have
+	next   [3]int      // in own
+	last   [3]*table   // what the block before has used, nil where that can't be said
+	counts [3][64]uint32
+	seqs   []sequence // of the block
 }
 
 // How a block says a code.
@@ -24,9 +26,9 @@ const (
 	symbolCost = 5 * bit
 )
 
-// append appends the sequences of a block. There's room in out for all that a block can be.
-func (c *coder) append(out []byte, seqs []sequence) []byte {
-	switch n := len(seqs); {
+// append appends the sequences that were added. There's room in out for all that a block can be.
+func (c *coder) append(out []byte) []byte {
+	switch n := len(c.seqs); {
 	case n == 0:
 		return append(out, 0)
 	case n < 128:
@@ -36,59 +38,42 @@ func (c *coder) append(out []byte, seqs []sequence) []byte {
 	default:
 		out = append(out, 255, uint8(n-0x7f00), uint8((n-0x7f00)>>8))
 	}
-	symbols := c.count(seqs)
 	modes := len(out)
 	out = append(out, 0)
 	var t [3]*table
 	for of := range t {
 		var mode int
-		out, t[of], mode = c.choose(out, of, len(seqs))
+		out, t[of], mode = c.choose(out, of, len(c.seqs))
 		out[modes] |= uint8(mode << (6 - 2*of))
 	}
-	// A decoder reads from the end.
-	w := bitWriter{out: out}
-	last := len(seqs) - 1
-	y := symbols[last]
-	tl, to, tm := t[ofLiterals], t[ofOffset], t[ofLength]
-	literals, offset, length := tl.begin(y[ofLiterals]), to.begin(y[ofOffset]), tm.begin(y[ofLength])
-	w.extra(&seqs[last], y)
-	for i := last - 1; i >= 0; i-- {
-		y := symbols[i]
-		offset = w.step(to, offset, y[ofOffset])
-		length = w.step(tm, length, y[ofLength])
-		literals = w.step(tl, literals, y[ofLiterals])
-		w.extra(&seqs[i], y)
-	}
-	w.state(tm, length)
-	w.state(to, offset)
-	w.state(tl, literals)
-	w.add(1, 1) // where the bits end
-	w.align()
+	out = encode(out, c.seqs, &t)
 	for of := range t {
 		if t[of] == &c.own[of][c.next[of]] {
 			c.next[of] ^= 1
 		}
 	}
 	c.last = t
-	return w.out
+	return out
 }
 
-// count counts the symbols of sequences, and returns them.
-func (c *coder) count(seqs []sequence) [][3]uint8 {
-	if cap(c.symbols) < len(seqs) {
-		c.symbols = make([][3]uint8, len(seqs)+len(seqs)/2)
-	}
-	symbols := c.symbols[:len(seqs)]
+// begin forgets the sequences of the block before.
+func (c *coder) begin() {
+	c.seqs = c.seqs[:0]
 	c.counts = [3][64]uint32{}
-	for i := range symbols {
-		s := &seqs[i]
-		l, o, m := symbolOfLiterals(s.literals), symbolOfOffset(s.offset), symbolOfLength(s.length)
-		symbols[i] = [3]uint8{ofLiterals: l, ofOffset: o, ofLength: m}
-		c.counts[ofLiterals][l&63]++
-		c.counts[ofOffset][o&63]++
-		c.counts[ofLength][m&63]++
-	}
-	return symbols
+}
+
+// add adds a sequence: so many literals, the length of the match less minMatch, and its offset, as the format has it. Each is counted at once, while
+// the next match is waited for.
+func (c *coder) add(literals, length, offset uint32) {
+	l, m, o := symbolOfLiterals(literals)&63, symbolOfLength(length)&63, symbolOfOffset(offset)&31
+	c.counts[ofLiterals][l]++
+	c.counts[ofOffset][o]++
+	c.counts[ofLength][m]++
+	nl, nm := literalsExtra[l], lengthExtra[m]
+	extra := uint64(offset) &^ (1 << o)
+	extra = extra<<(nm&63) | uint64(length)&(1<<(nm&63)-1)
+	extra = extra<<(nl&63) | uint64(literals)&(1<<(nl&63)-1)
+	c.seqs = append(c.seqs, sequence{extra: extra, bits: nl + nm + o, literals: l, offset: o, length: m})
 }
 
 // choose finds the code for a field of a block with so many sequences, and appends what says it.
@@ -130,26 +115,50 @@ func least(counts []uint32, total int) uint32 {
 	return cost + cost>>5
 }
 
-// step writes what leads from the state of a symbol to that of the one before it, which it returns.
-func (w *bitWriter) step(t *table, state uint32, symbol uint8) uint32 {
-	n := (state + t.delta[symbol]) >> 16
-	w.add(uint64(state&(1<<n-1)), uint(n))
-	return uint32(t.states[int32(state>>n)+t.next[symbol]])
+// usualExtra is how many extra bits of a sequence fit into a word beside the states of three codes, and 7 bits that may be left of what is before. Hardly any has more. One bit of the
+// word stays free, so that less than 64 are flushed.
+const usualExtra = 63 - 7 - (9 + 8 + 9)
+
+// encode appends sequences, the last one first: a decoder reads from the end.
+func encode(to []byte, seqs []sequence, t *[3]*table) []byte {
+	tl, tm, tof := t[ofLiterals], t[ofLength], t[ofOffset]
+	last := &seqs[len(seqs)-1]
+	literals, length, offset := tl.begin(last.literals), tm.begin(last.length), tof.begin(last.offset)
+	acc, have := last.extra, uint(last.bits)
+	out, n := to[:cap(to)], len(to)
+	for i := len(seqs) - 2; i >= 0; i-- {
+		binary.LittleEndian.PutUint64(out[n:], acc)
+		n, acc, have = n+int(have>>3), acc>>(have&56), have&7
+		s := &seqs[i]
+		offset, acc, have = tof.step(offset, s.offset, acc, have)
+		length, acc, have = tm.step(length, s.length, acc, have)
+		literals, acc, have = tl.step(literals, s.literals, acc, have)
+		if s.bits > usualExtra {
+			binary.LittleEndian.PutUint64(out[n:], acc)
+			n, acc, have = n+int(have>>3), acc>>(have&56), have&7
+		}
+		acc |= s.extra << (have & 63)
+		have += uint(s.bits)
+	}
+	w := bitWriter{out: out[:n], bit: acc, n: have}
+	w.flush()
+	w.state(tm, length)
+	w.state(tof, offset)
+	w.state(tl, literals)
+	w.add(1, 1) // where the bits end
+	w.align()
+	return w.out
+}
+
+// step adds what leads from the state of a symbol to that of the one before it, which it returns, to a word with so many bits.
+func (t *table) step(state uint32, symbol uint8, acc uint64, have uint) (uint32, uint64, uint) {
+	s := &t.to[symbol&63]
+	n := (state + s.delta) >> 16
+	acc |= uint64(state&(1<<(n&31)-1)) << (have & 63)
+	return uint32(t.states[(state>>(n&31)+s.next)&(1<<maxLog-1)]), acc, have + uint(n)
 }
 
 // state writes the state that a decoder begins with.
 func (w *bitWriter) state(t *table, state uint32) {
 	w.add(uint64(state&(1<<t.log-1)), t.log)
-}
-
-// extra writes the extra bits of a sequence, behind up to 26 others.
-func (w *bitWriter) extra(s *sequence, symbols [3]uint8) {
-	n := uint(literalsExtra[symbols[ofLiterals]])
-	w.add(uint64(s.literals)&(1<<n-1), n)
-	w.flush()
-	n = uint(lengthExtra[symbols[ofLength]])
-	w.add(uint64(s.length)&(1<<n-1), n)
-	n = uint(symbols[ofOffset])
-	w.add(uint64(s.offset)&(1<<n-1), n)
-	w.flush()
 }

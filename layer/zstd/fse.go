@@ -19,12 +19,16 @@ const (
 type table struct {
 	log    uint
 	states [1 << maxLog]uint16
-	// Of each symbol: what to add to a state to have in its upper half how many bits to write, and where its next states are.
-	delta [maxSymbols]uint32
-	next  [maxSymbols]int32
+	to     [64]transition // by symbol
 	// The distribution it's made of.
 	norm [maxSymbols]int16
 	n    int // symbols
+}
+
+// A transition is what leads from a state to that of the symbol before.
+type transition struct {
+	delta uint32 // what to add to the state to have in its upper half how many bits to write
+	next  uint32 // what to add to the rest of the state to have where in the table the next one is
 }
 
 // build makes the code of a distribution, of 1 << log states.
@@ -60,12 +64,10 @@ func (t *table) build(norm []int16, log uint) {
 		switch p {
 		case 0:
 		case lessThanOne, 1:
-			t.delta[s] = uint32(log<<16) - uint32(size)
-			t.next[s] = int32(first[s]) - 1
+			t.to[s&63] = transition{uint32(log<<16) - uint32(size), uint32(first[s] - 1)}
 		default:
 			most := log - uint(bits.Len16(uint16(p-1))) + 1
-			t.delta[s] = uint32(most<<16) - uint32(p)<<most
-			t.next[s] = int32(first[s]) - int32(p)
+			t.to[s&63] = transition{uint32(most<<16) - uint32(p)<<most, uint32(first[s] - int(p))}
 		}
 	}
 }
@@ -74,7 +76,7 @@ func (t *table) build(norm []int16, log uint) {
 func (t *table) repeat(symbol uint8) {
 	t.log, t.n = 0, int(symbol)+1
 	t.states[0] = 0
-	t.delta[symbol], t.next[symbol] = 0, 0
+	t.to[symbol&63] = transition{}
 }
 
 // bit is one, where parts of bits are counted.
@@ -113,9 +115,9 @@ var log16Of = [32]uint8{0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 1
 
 // begin returns the state from which a decoder will read a symbol last: the first one that is encoded.
 func (t *table) begin(symbol uint8) uint32 {
-	d := t.delta[symbol]
-	n := (d + 1<<15) >> 16
-	return uint32(t.states[int32((n<<16-d)>>n)+t.next[symbol]])
+	s := &t.to[symbol&63]
+	n := (s.delta + 1<<15) >> 16
+	return uint32(t.states[((n<<16-s.delta)>>n+s.next)&(1<<maxLog-1)])
 }
 
 // normalize makes a distribution of counts, of which there are total: that of 1 << log states. Whatever is there gets one.

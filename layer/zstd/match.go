@@ -15,12 +15,16 @@ const (
 	shortBits = 15
 	leastBits = 8
 
-	longPrime  = 0x9E3779B185EBCA87
-	shortPrime = 0xCF1BBCDCBB << 24 // so that there are 5 bytes in the hash
+	longPrime = 0x9E3779B185EBCA87
+	fivePrime = 0xCF1BBCDCBB << 24 // so that there are 5 bytes in the hash
+	fourPrime = 0x9E3779B1 << 32   // as above, 4
+	// fewBytes is how many there are at most in an input that is searched for matches of 4 bytes. In larger ones, they make it smaller, too, but take
+	// more time.
+	fewBytes = 32 << 10
 
 	posMask = window - 1
 	// skipShift: for each 1 << skipShift literals in a run, one more position is left out between two that are looked at.
-	skipShift = 6
+	skipShift = 8
 	// minFound is the length of the shortest match that is looked for. One takes matchBits besides a bit for each binary digit of its offset, about, in
 	// literals of literalBits. Where bytes look like nothing, literals take more, but so do the lengths.
 	minFound    = 4
@@ -28,8 +32,8 @@ const (
 	literalBits = 4
 )
 
-// A place is a position, less whole windows, with 9 more bits of its hash in the upper bits than say where in the table it is. So places of the
-// same hash differ by an offset. What a place says is looked at before it's believed: it may be of other bytes, or from more than a window before. The empty one
+// A place is a position, less whole windows, with 9 bits of its short hash above, in both tables: so it's made once. Places with the same bits differ by
+// an offset. What a place says is looked at before it's believed: it may be of other bytes, or from more than a window before. The empty one
 // is position 0.
 type place uint32
 
@@ -38,8 +42,9 @@ func placeOf(hash uint64, pos int) place { return place(hash>>16)&^posMask | pla
 // A finder knows where bytes were before.
 type finder struct {
 	long                  [1 << longBits]place  // by 8 bytes
-	short                 [1 << shortBits]place // by 5
+	short                 [1 << shortBits]place // by 5, or 4
 	longShift, shortShift uint
+	shortPrime            uint64
 }
 
 // reset empties the tables, or what is used of them for so many bytes.
@@ -48,6 +53,10 @@ func (f *finder) reset(n int) {
 	long := min(max(log, leastBits), longBits)
 	short := min(max(log-1, leastBits), shortBits)
 	f.longShift, f.shortShift = uint(64-long), uint(64-short)
+	f.shortPrime = fivePrime
+	if n <= fewBytes {
+		f.shortPrime = fourPrime
+	}
 	clear(f.long[:1<<long])
 	clear(f.short[:1<<short])
 }
@@ -60,13 +69,13 @@ func (f *finder) atShort(hash uint64) *place {
 	return &f.short[hash>>(f.shortShift&63)&(1<<shortBits-1)]
 }
 
-// putBoth takes note of two positions: by 8 bytes of the first, by 5 of the second.
-func (f *finder) putBoth(src []byte, pos int) {
+// put takes note of a position.
+func (f *finder) put(src []byte, pos int) {
 	v := word.At64(src, pos)
-	h := v * longPrime
-	*f.atLong(h) = placeOf(h, pos)
-	h = v >> 8 * shortPrime
-	*f.atShort(h) = placeOf(h, pos+1)
+	h := v * f.shortPrime
+	here := placeOf(h, pos)
+	*f.atShort(h) = here
+	*f.atLong(v * longPrime) = here
 }
 
 // search returns the next match from pos on, which isn't 0: where it begins, its length and its offset. Without one the length is 0. A match with the
@@ -75,14 +84,12 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 	limit := len(src) - lookahead
 	for run := pos; pos < limit; pos += 1 + (pos-run)>>skipShift {
 		v := word.At64(src, pos)
-		h := v * longPrime
-		p := f.atLong(h)
+		h := v * f.shortPrime
 		here := placeOf(h, pos)
+		p := f.atLong(v * longPrime)
 		long := int(here - *p)
 		*p = here
-		h = v * shortPrime
 		p = f.atShort(h)
-		here = placeOf(h, pos)
 		short := int(here - *p)
 		*p = here
 		if word.At32(src, pos+1-recent) == uint32(v>>8) {
@@ -104,9 +111,8 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 		}
 		// Perhaps the next position has a longer one.
 		v = word.At64(src, pos+1)
-		h = v * longPrime
-		p = f.atLong(h)
-		here = placeOf(h, pos+1)
+		here = placeOf(v*f.shortPrime, pos+1)
+		p = f.atLong(v * longPrime)
 		long = int(here - *p)
 		*p = here
 		if uint(long-1) < uint(pos) && word.At64(src, pos+1-long) == v {
@@ -135,8 +141,9 @@ func matchLen(src []byte, q, pos int) int {
 
 // parse finds the sequences and the literals of src[pos:].
 func (e *encoder) parse(src []byte, pos int) {
-	f, lits, seqs := &e.finder, e.lits[:0], e.seqs[:0]
-	run := pos // where the literals begin
+	f, lits := &e.finder, e.lits[:cap(e.lits)]
+	e.coder.begin()
+	run, all := pos, 0 // where the literals begin, and how many there are before
 	for pos = max(pos, 1); ; {
 		recent := int(e.recent[0])
 		at, n, d := f.search(src, pos, recent)
@@ -144,31 +151,43 @@ func (e *encoder) parse(src []byte, pos int) {
 			break
 		}
 		pos = at
+		offset := uint32(1) // the last one, behind literals
 		if d != recent {
 			for pos > run && pos > d && src[pos-1] == src[pos-1-d] {
 				pos--
 				n++
 			}
 		}
-		lits = appendShort(lits, src, run, pos)
-		seqs = append(seqs, sequence{uint32(pos - run), uint32(n - minMatch), e.offset(uint32(d), pos > run)})
+		if d != recent || pos == run {
+			offset = e.offset(uint32(d), pos > run)
+		}
+		literals := pos - run
+		if literals <= lookahead {
+			// There are as many bytes behind them, and copying these, too, takes no branch.
+			copy(lits[all:all+lookahead:all+lookahead], src[run:run+lookahead:run+lookahead])
+		} else {
+			copy(lits[all:], src[run:pos])
+		}
+		all += literals
+		e.coder.add(uint32(literals), uint32(n-minMatch), offset)
 		if pos += n; pos < len(src)-lookahead {
-			f.putBoth(src, pos-n+1)
-			f.putBoth(src, pos-2)
+			f.put(src, pos-n+1)
+			f.put(src, pos-2)
+			for d := int(e.recent[1]); pos < len(src)-lookahead && d <= pos && word.At32(src, pos) == word.At32(src, pos-d); d = int(e.recent[1]) {
+				pos += e.again(src, pos, d)
+			}
 		}
 		run = pos
 	}
-	e.lits, e.seqs = append(lits, src[run:]...), seqs
+	e.lits = append(lits[:all], src[run:]...)
 }
 
-// appendShort appends src[from:to], behind which there are lookahead bytes, to what has room for as many.
-func appendShort(out, src []byte, from, to int) []byte {
-	if to-from > lookahead {
-		return append(out, src[from:to]...)
-	}
-	n := len(out)
-	copy(out[n:n+lookahead], src[from:][:lookahead])
-	return out[:n+to-from]
+// again adds the match at a position that has the offset before the last one, and returns its length. It takes next to no bits.
+func (e *encoder) again(src []byte, pos, d int) int {
+	n := 4 + matchLen(src, pos+4-d, pos+4)
+	e.coder.add(0, uint32(n-minMatch), e.offset(uint32(d), false))
+	e.finder.put(src, pos)
+	return n
 }
 
 // offset returns what the format has for an offset, and remembers it: 1 to 3 are the last ones, others are 3 larger than they are. Behind no
@@ -176,6 +195,10 @@ func appendShort(out, src []byte, from, to int) []byte {
 func (e *encoder) offset(d uint32, literals bool) uint32 {
 	r := &e.recent
 	last := *r
+	if d != last[0] && d != last[1] && d != last[2] && d != last[0]-1 { // as a rule
+		r[0], r[1], r[2] = d, last[0], last[1]
+		return d + 3
+	}
 	switch {
 	case d == last[0] && literals:
 		return 1

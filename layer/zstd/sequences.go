@@ -1,10 +1,10 @@
 package zstd
 
-// A sequence is some literals, and behind them a match.
+// A sequence is some literals, and behind them a match: how many, its length and its offset, as symbols and extra bits.
 type sequence struct {
-	literals uint32
-	length   uint32 // of the match, less minMatch
-	offset   uint32 // as the format has it
+	extra                    uint64 // of the literals, the length and the offset, from the lowest bit on: up to 56
+	bits                     uint8  // how many
+	literals, offset, length uint8
 }
 
 // minMatch is the shortest match that the format has.
@@ -17,8 +17,8 @@ type field struct {
 }
 
 var (
-	literalsExtra = []uint8{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
-	lengthExtra   = []uint8{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+	literalsExtra = [64]uint8{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+	lengthExtra   = [64]uint8{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 		1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
 	// The distributions of RFC 8878, 3.1.1.3.2.2.
