@@ -216,6 +216,8 @@ func testNanosecondTimes(t *testing.T) {
 		at(baseimage.Node("s/fifo", 'p', 0, 0), 1_700_000_005, 6), at(baseimage.Node("s/null", 'c', 1, 3), 1_700_000_006, 7),
 		at(baseimage.Dir("s/dir"), 1_700_000_007, 8), at(baseimage.File("s/dir/whole", "f"), 1_700_000_008, 0),
 		at(baseimage.File("s/names", "many"), 1_700_000_009, 10), at(baseimage.Hardlink("s/dir/more", "s/names"), 1_700_000_009, 10),
+		// containerd unpacks these as of 1970.
+		at(baseimage.File("s/early", "f"), -1_000_000, 500_000_000), at(baseimage.File("s/too late", "f"), 1<<34, 0),
 	))
 	push(t, reg, "times:gzip", im, baseimage.Gzip)
 	stock := startDaemon(t, daemon.Options{Kind: daemon.StockOverlay, Config: plainHTTP(reg)})

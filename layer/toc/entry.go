@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -165,7 +166,8 @@ func digestOf(c *cursor) (hash, error) {
 	return parseHash(s), err
 }
 
-// modTime reads a time. Writers leave out the beginning of 1970.
+// modTime reads a time. Writers leave out the beginning of 1970, and what containerd can't set when it unpacks a layer is that for it: what is
+// earlier, or doesn't fit 63 bits of nanoseconds.
 func (e *entry) modTime(c *cursor) error {
 	s, err := c.string()
 	if err != nil || len(s) == 0 {
@@ -175,7 +177,8 @@ func (e *entry) modTime(c *cursor) error {
 	if err := t.UnmarshalText(s); err != nil {
 		return fmt.Errorf("modtime %.40q", s)
 	}
-	if !t.IsZero() { // which old versions of Podman's writer put for it
+	// Old versions of Podman's writer put the zero time for it.
+	if !t.Before(time.Unix(0, 0)) && !t.After(time.Unix(0, math.MaxInt64)) {
 		e.mtime, e.mtimeNsec = t.Unix(), uint32(t.Nanosecond())
 	}
 	return nil
