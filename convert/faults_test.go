@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -227,4 +228,23 @@ func TestBadState(t *testing.T) {
 	if got := actions(must(t, repo(t, reg2, "src:1"), repo(t, reg2, "dst:1"), opt)); !slices.Equal(got, []Action{Converted}) {
 		t.Errorf("layers were %v", got)
 	}
+}
+
+// TestPlatformMissing converts an index whose image for one platform isn't there, as copies of one platform leave it.
+func TestPlatformMissing(t *testing.T) {
+	reg := repositorytest.New(t)
+	amd64 := put(t, reg, "amd64", "linux/amd64", ocispecs.MediaTypeImageManifest, plain(t, "one"))
+	gone := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageManifest, Digest: digest.FromString("gone"), Size: 7, Platform: &ocispecs.Platform{OS: "linux", Architecture: "s390x"}}
+	index, err := json.Marshal(ocispecs.Index{MediaType: ocispecs.MediaTypeImageIndex, Manifests: []ocispecs.Descriptor{amd64, gone}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.PutManifest("src", "1", ocispecs.MediaTypeImageIndex, index)
+	_, err = Convert(t.Context(), repo(t, reg, "src:1"), repo(t, reg, "dst:1"), options())
+	if err == nil || !strings.Contains(err.Error(), "the image for linux/s390x is in the index, and not there") || !strings.Contains(err.Error(), "convert the other platforms") {
+		t.Errorf("error %v", err)
+	}
+	opt := options()
+	opt.Platforms = []ocispecs.Platform{*amd64.Platform}
+	must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
 }

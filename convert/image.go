@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -111,7 +112,11 @@ func (c *conversion) readIndex(ctx context.Context, n *node, depth int) error {
 			continue
 		}
 		if p := descs[i].Platform; p == nil || c.wants(*p) {
-			if children[i], err = c.read(ctx, descs[i], p, depth-1); err != nil {
+			children[i], err = c.read(ctx, descs[i], p, depth-1)
+			if errdefs.IsNotFound(err) && p != nil {
+				err = fmt.Errorf("the image for %s is in the index, and not there: %w; convert the other platforms, or get the source whole", platforms.FormatAll(*p), err)
+			}
+			if err != nil {
 				return err
 			}
 		}
