@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -383,6 +384,38 @@ func TestLayouts(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 3 {
 		t.Errorf("the layout has %v, %v", left, err)
+	}
+}
+
+// TestUnusableTablesAreSaid converts a tar that nobody can mount lazily, whatever its table of contents says: the layer isn't said to be lazy, by
+// the image or by the result, and converted again it stays as it is.
+func TestUnusableTablesAreSaid(t *testing.T) {
+	for name, format := range map[string]Format{"estargz": NewEStargz(estargz.WriteOptions{}), "zstdchunked": NewZstdChunked(zstdchunked.WriteOptions{})} {
+		t.Run(name, func(t *testing.T) {
+			var b bytes.Buffer
+			w := tar.NewWriter(&b)
+			err := w.WriteHeader(&tar.Header{Name: "link", Linkname: "below", Typeflag: tar.TypeLink})
+			if err := errors.Join(err, w.Close()); err != nil {
+				t.Fatal(err)
+			}
+			reg, opt := repositorytest.New(t), Options{Format: format}
+			put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, piece{tar: b.Bytes(), blob: gzipped(t, b.Bytes()), mediaType: ocispecs.MediaTypeImageLayerGzip})
+			first := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+			if l := first.Layers[0]; l.Lazy || !strings.Contains(l.Reason, `its table of contents can't be used: entry "link"`) {
+				t.Errorf("the layer is %+v", l)
+			}
+			_, raw := reg.Manifest("dst", "1")
+			var m ocispecs.Manifest
+			if err := json.Unmarshal(raw, &m); err != nil {
+				t.Fatal(err)
+			}
+			if format.Claimed(m.Layers[0]) {
+				t.Errorf("the layer claims to be lazy: %v", m.Layers[0].Annotations)
+			}
+			if again := must(t, repo(t, reg, "dst:1"), repo(t, reg, "dst:2"), opt); again.Digest != first.Digest || again.Layers[0].Lazy {
+				t.Errorf("converted again it's %+v, and was %s", again, first.Digest)
+			}
+		})
 	}
 }
 

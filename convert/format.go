@@ -25,9 +25,9 @@ type Format interface {
 	Claimed(desc ocispecs.Descriptor) bool
 	// Keeps returns why a layer that is of another format stays what it is, "" if it doesn't.
 	Keeps(desc ocispecs.Descriptor) string
-	// Check returns whether a layer that claims to be of the format is. One that isn't may be converted; one that must not be used
+	// Check returns why a layer that claims to be of the format isn't, "" if it is. One that isn't may be converted; one that must not be used
 	// is an error.
-	Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error)
+	Check(blob io.ReaderAt, desc ocispecs.Descriptor) (not string, err error)
 	// Write makes a layer of a tar.
 	Write(ctx context.Context, w io.Writer, tar io.Reader) (Written, error)
 }
@@ -85,21 +85,21 @@ func (eStargz) Claimed(desc ocispecs.Descriptor) bool {
 func (eStargz) Keeps(ocispecs.Descriptor) string { return "" }
 
 // Check implements Format. A layer with its table of contents in another image is lazy under one name only, and so isn't good enough.
-func (eStargz) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error) {
+func (eStargz) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (not string, err error) {
 	toc := digest.Digest(desc.Annotations[stargz.TOCJSONDigestAnnotation])
-	_, err := estargz.Open(blob, desc.Size, estargz.Options{TOCDigest: toc})
+	_, err = estargz.Open(blob, desc.Size, estargz.Options{TOCDigest: toc})
 	return holds(err)
 }
 
 // holds reports what the error of an opening says of the layer.
-func holds(err error) (bool, error) {
+func holds(err error) (not string, _ error) {
 	if mismatch, ok := errors.AsType[*estargz.DigestError](err); ok {
-		return false, fmt.Errorf("its table of contents isn't the one that the manifest promises, so somebody changed one of the two: %w", mismatch)
+		return "", fmt.Errorf("its table of contents isn't the one that the manifest promises, so somebody changed one of the two: %w", mismatch)
 	}
 	if errors.Is(err, fs.ErrInvalid) || errors.Is(err, estargz.ErrExternalTOC) {
-		return false, nil
+		return err.Error(), nil
 	}
-	return err == nil, err
+	return "", err
 }
 
 // Write implements Format.

@@ -85,6 +85,8 @@ func (b *blobJob) plan(f Format, diffID digest.Digest, os string) error {
 		b.reason = fmt.Sprintf("its media type %q is not one of a tar", b.desc.MediaType)
 	case os == "windows":
 		b.reason = "it is a layer of Windows"
+	case b.desc.Annotations[annotationBy] == f.Key() && !f.Claimed(b.desc):
+		b.reason = "it was converted before, and its table of contents can't be used" // each time it would get another one
 	default:
 		b.claimed, b.reason = f.Claimed(b.desc), f.Keeps(b.desc)
 		b.lazy = b.reason != ""
@@ -131,11 +133,11 @@ func (c *conversion) become(ctx context.Context, b *blobJob) error {
 		}
 	}
 	if b.claimed {
-		ok, err := c.holds(ctx, b)
+		not, err := c.whyNot(ctx, c.src, b.desc)
 		if err != nil {
 			return err
 		}
-		if ok {
+		if not == "" {
 			return c.lazy(ctx, b, memory{From: b.desc.Digest, By: c.opt.Format.Key(), Digest: b.desc.Digest, Size: b.desc.Size, DiffID: b.diffID})
 		}
 	}
@@ -169,6 +171,8 @@ func (c *conversion) use(b *blobJob, m memory) {
 	b.lazy = c.opt.Format.Claimed(ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Annotations: m.Annotations})
 	switch {
 	case b.lazy:
+	case m.Unusable != "":
+		b.reason = "its table of contents can't be used: " + m.Unusable
 	case m.Lossy != "":
 		b.reason = fmt.Sprintf("a table of contents can't say what its tar says of %q", m.Lossy)
 	default:
@@ -191,14 +195,28 @@ func (c *conversion) lazy(ctx context.Context, b *blobJob, m memory) error {
 	return nil
 }
 
-// holds reports whether a layer is what it claims to be.
-func (c *conversion) holds(ctx context.Context, b *blobJob) (bool, error) {
-	from, err := c.src.ReaderAt(ctx, b.desc)
+// whyNot returns why a layer isn't what it claims to be, "" if it is.
+func (c *conversion) whyNot(ctx context.Context, in repository.Repository, desc ocispecs.Descriptor) (not string, err error) {
+	from, err := in.ReaderAt(ctx, desc)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer from.Close()
-	return c.opt.Format.Check(from, b.desc)
+	return c.opt.Format.Check(from, desc)
+}
+
+// lookAt finds out whether readers take the table of contents of a layer that has been made: a tar may say what none of them can mount, such as that a
+// file is a hardlink to one that it hasn't got.
+func (c *conversion) lookAt(ctx context.Context, m *memory) error {
+	desc := ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Digest: m.Digest, Size: m.Size, Annotations: m.Annotations}
+	if !c.opt.Format.Claimed(desc) {
+		return nil
+	}
+	not, err := c.whyNot(ctx, c.dst, desc)
+	if not != "" {
+		m.Annotations, m.Unusable = nil, not
+	}
+	return err
 }
 
 // copied brings a blob to the destination as it is.
@@ -294,6 +312,9 @@ func (c *conversion) converted(ctx context.Context, b *blobJob) error {
 	m := memory{
 		From: b.desc.Digest, By: c.opt.Format.Key(), Digest: made.Digest, Size: made.Size, DiffID: made.DiffID,
 		Annotations: made.Annotations, Lossy: made.Lossy,
+	}
+	if err := c.lookAt(ctx, &m); err != nil {
+		return fmt.Errorf("read what has been made of it: %w", err)
 	}
 	c.use(b, m)
 	b.action, b.first = Converted, made.First

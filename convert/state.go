@@ -41,6 +41,7 @@ type memory struct {
 	// Annotations are the format's.
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Lossy       string            `json:"lossy,omitempty"`
+	Unusable    string            `json:"unusable,omitempty"` // why readers don't take its table of contents
 	// At are repositories where it was seen, the last one first.
 	At []string `json:"at,omitempty"`
 }

@@ -54,10 +54,10 @@ func (zstdChunked) Keeps(desc ocispecs.Descriptor) string {
 }
 
 // Check implements Format.
-func (zstdChunked) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (bool, error) {
+func (zstdChunked) Check(blob io.ReaderAt, desc ocispecs.Descriptor) (not string, err error) {
 	toc, at, err := zstdchunked.Find(desc.Annotations)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	_, err = zstdchunked.Open(blob, desc.Size, zstdchunked.Options{TOCDigest: toc, Position: at})
 	return holds(err)
