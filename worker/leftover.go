@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -89,15 +90,21 @@ func removeLeftBundles(root string) error {
 	return errors.Join(errs...)
 }
 
-// removeLeftMounts removes BuildKit's own mounts of snapshots, buildkit-mount… in the directory for temporary files, that a killed
-// daemon on the state directory has left there: nobody else ever will. Other daemons' are told from them by what they are mounts of.
-func removeLeftMounts(root, tmp string) error {
+// removeLeftMounts removes mounts of snapshots, which BuildKit makes for copying and containerd for the layers of an export, that a killed daemon on
+// the state directory has left in the directories for temporary files: nobody else ever will. Other daemons' are told from them by what they are
+// mounts of.
+func removeLeftMounts(root string, tmp ...string) error {
 	root, err := filepath.EvalSymlinks(root) // as mounts are listed
 	if err != nil {
 		return err
 	}
-	if tmp, err = filepath.EvalSymlinks(tmp); err != nil {
-		return err
+	var in []string
+	for _, dir := range tmp {
+		if dir, err = filepath.EvalSymlinks(dir); err == nil {
+			in = append(in, dir)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(root, &st); err != nil {
@@ -116,7 +123,8 @@ func removeLeftMounts(root, tmp string) error {
 	}
 	var errs []error
 	for _, m := range slices.Backward(mounts) {
-		if filepath.Dir(m.Mountpoint) != tmp || !strings.HasPrefix(filepath.Base(m.Mountpoint), "buildkit-mount") {
+		dir, name := filepath.Split(m.Mountpoint)
+		if !slices.Contains(in, filepath.Clean(dir)) || !strings.HasPrefix(name, "buildkit-mount") && !strings.HasPrefix(name, "containerd-mount") {
 			continue
 		}
 		bind := own != "" && unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == st.Dev && strings.HasPrefix(m.Root, own+"/")
@@ -131,4 +139,13 @@ func removeLeftMounts(root, tmp string) error {
 		errs = append(errs, os.Remove(m.Mountpoint))
 	}
 	return errors.Join(errs...)
+}
+
+// tempDirs are where BuildKit and containerd make such mounts.
+func tempDirs() []string {
+	dirs := []string{os.TempDir()}
+	if xdg := os.Getenv("XDG_RUNTIME_DIR"); xdg != "" { // as containerd's mount package has it
+		dirs = append(dirs, xdg)
+	}
+	return dirs
 }

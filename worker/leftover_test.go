@@ -109,13 +109,15 @@ func TestRemoveLeftMounts(t *testing.T) {
 	gone := []string{
 		mount("buildkit-mount1", dir(root, "fs"), "", unix.MS_BIND, ""),
 		mount("buildkit-mount2", "overlay", "overlay", unix.MS_RDONLY, lower(root)),
+		mount("containerd-mount5", "overlay", "overlay", unix.MS_RDONLY, lower(root)), // of an export
 	}
 	stay := []string{
 		mount("buildkit-mount3", dir(other, "fs"), "", unix.MS_BIND, ""),
 		mount("buildkit-mount4", "overlay", "overlay", unix.MS_RDONLY, lower(other)),
+		mount("containerd-mount6", "overlay", "overlay", unix.MS_RDONLY, lower(other)),
 		mount("else", dir(root, "fs"), "", unix.MS_BIND, ""),
 	}
-	if err := removeLeftMounts(root, tmp); err != nil {
+	if err := removeLeftMounts(root, filepath.Join(tmp, "absent"), tmp); err != nil {
 		t.Error(err)
 	}
 	for _, d := range gone {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"os/exec"
 	"sync/atomic"
 
@@ -88,7 +87,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if err := removeLeftBundles(opt.Config.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		bklog.G(ctx).WithError(err).Warn("a step of an earlier daemon has left something behind")
 	}
-	if err := removeLeftMounts(opt.Config.Root, os.TempDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeLeftMounts(opt.Config.Root, tempDirs()...); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		bklog.G(ctx).WithError(err).Warn("an earlier daemon has left mounts behind")
 	}
 	w := &Worker{root: opt.Config.Root, reporter: &report.Reporter{}}
