@@ -37,19 +37,27 @@ const (
 // What is wrong with a layer. All of them wrap [fs.ErrInvalid], and come in an [EntryError].
 var (
 	// ErrName is a name that no filesystem takes, or that leads out of the layer.
-	ErrName = fmt.Errorf("invalid name: %w", fs.ErrInvalid)
+	ErrName = Invalid("invalid name")
 	// ErrAttr is an attribute that no inode of its type has.
-	ErrAttr = fmt.Errorf("invalid attribute: %w", fs.ErrInvalid)
+	ErrAttr = Invalid("invalid attribute")
 	// ErrParent is an entry below something that isn't a directory. containerd's applier follows
 	// symlinks there; a Builder doesn't.
-	ErrParent = fmt.Errorf("parent is not a directory: %w", fs.ErrInvalid)
+	ErrParent = Invalid("parent is not a directory")
 	// ErrLink is a hardlink that leads nowhere, in a circle or to a directory.
-	ErrLink = fmt.Errorf("invalid hardlink: %w", fs.ErrInvalid)
+	ErrLink = Invalid("invalid hardlink")
 	// ErrContent is a file whose chunks don't cover it, or don't fit into the blob.
-	ErrContent = fmt.Errorf("invalid content: %w", fs.ErrInvalid)
+	ErrContent = Invalid("invalid content")
 	// ErrLimit is a layer above one of the limits.
-	ErrLimit = fmt.Errorf("over a limit: %w", fs.ErrInvalid)
+	ErrLimit = Invalid("over a limit")
 )
+
+// Invalid returns an error that wraps [fs.ErrInvalid], of which its text says nothing: "invalid argument" is no news to who has read the rest.
+func Invalid(text string) error { return &invalid{text} }
+
+type invalid struct{ text string }
+
+func (e *invalid) Error() string { return e.text }
+func (*invalid) Unwrap() error   { return fs.ErrInvalid }
 
 // An EntryError says which entry of a layer is wrong.
 type EntryError struct {

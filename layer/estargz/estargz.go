@@ -12,7 +12,7 @@
 // puts several chunks and files in one.
 //
 // Nothing is used of a TOC whose digest isn't the one that the caller expects. A layer that can't be had
-// chunk by chunk with a digest for each is [ErrUnverifiable]; a hostile or damaged one is an error that wraps [fs.ErrInvalid], from here
+// chunk by chunk with a digest for each is [ErrUnverifiable]; a hostile or damaged one is an error that wraps [io/fs.ErrInvalid], from here
 // or from package layer. In all these cases the layer may still be pulled as a whole. Errors of the
 // io.ReaderAt come through.
 //
@@ -30,7 +30,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"github.com/opencontainers/go-digest"
 
@@ -139,7 +138,7 @@ func tailSize(size int64, opt Options) int64 {
 
 var (
 	// ErrFooter is a blob that doesn't end as an eStargz layer does: it's of another format.
-	ErrFooter = fmt.Errorf("no eStargz footer: %w", fs.ErrInvalid)
+	ErrFooter = layer.Invalid("no eStargz footer")
 	// ErrTOC is a TOC that can't be understood.
 	ErrTOC = toc.Err
 	// ErrExternalTOC is a blob whose TOC stands elsewhere. The caller may get it and open the blob again.

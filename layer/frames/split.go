@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -25,9 +24,9 @@ import (
 
 var (
 	// ErrReserved is a file of a name that means something to readers of eStargz, and that they would hide or take for what it isn't.
-	ErrReserved = fmt.Errorf("the name is reserved by the eStargz format: rename it, or choose zstdchunked: %w", fs.ErrInvalid)
+	ErrReserved = layer.Invalid("the name is reserved by the eStargz format: rename it, or choose zstdchunked")
 	// ErrUnsupported is an entry that a TOC has no place for.
-	ErrUnsupported = fmt.Errorf("not supported by formats of lazy layers: %w", fs.ErrInvalid)
+	ErrUnsupported = layer.Invalid("not supported by formats of lazy layers")
 )
 
 const (

@@ -3,7 +3,7 @@
 //
 // [Read] takes no more of it into memory than the entry at hand. Nothing is to be used of one whose digest isn't the one that the caller
 // expects, which Read compares if it is told. Content without a digest is [ErrUnverifiable], a name that JSON can't have [ErrLossy];
-// whatever else is wrong is an error that wraps [fs.ErrInvalid], from here or from package layer.
+// whatever else is wrong is an error that wraps [io/fs.ErrInvalid], from here or from package layer.
 //
 // A table of contents has no name that isn't UTF-8. Chunks of zeros, which Podman's writer marks, are in the blob like others; those of any
 // size are taken.
@@ -14,7 +14,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,11 +40,11 @@ const NoLandmark = -1
 
 var (
 	// Err is a table of contents that can't be understood.
-	Err = fmt.Errorf("table of contents: %w", fs.ErrInvalid)
+	Err = layer.Invalid("invalid table of contents")
 	// ErrUnverifiable is a layer with content for which there is no SHA-256.
-	ErrUnverifiable = fmt.Errorf("no SHA-256 in the table of contents: %w", fs.ErrInvalid)
+	ErrUnverifiable = layer.Invalid("no SHA-256 in the table of contents")
 	// ErrLossy is a name from which bytes that aren't UTF-8 have gone: only the tar knows it.
-	ErrLossy = fmt.Errorf("not UTF-8: %w", fs.ErrInvalid)
+	ErrLossy = layer.Invalid("not UTF-8")
 )
 
 // A DigestError is a table of contents other than the expected one.

@@ -15,7 +15,7 @@
 //
 // A frame holds a chunk of a file as a rule, and may have more behind it, which is left alone. Nothing is used of a TOC whose
 // digest isn't the one that the caller expects. A layer that can't be had chunk by chunk with a digest for each is [toc.ErrUnverifiable];
-// a hostile or damaged one is an error that wraps [fs.ErrInvalid], from here or from the packages toc and layer. In all these cases the
+// a hostile or damaged one is an error that wraps [io/fs.ErrInvalid], from here or from the packages toc and layer. In all these cases the
 // layer may still be pulled as a whole. Errors of the io.ReaderAt come through.
 //
 // [Write] makes a layer of a tar in Podman's dialect, without loss and on all CPUs: see package frames. It decompresses to that tar and nothing
@@ -27,7 +27,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"io/fs"
 
 	"github.com/opencontainers/go-digest"
 
@@ -66,7 +65,7 @@ type Blob struct {
 }
 
 // ErrFooter is a blob that doesn't end as a zstd:chunked layer does: it's of another format.
-var ErrFooter = fmt.Errorf("no zstd:chunked footer: %w", fs.ErrInvalid)
+var ErrFooter = layer.Invalid("no zstd:chunked footer")
 
 // tail is how much of the end of a blob is read when nobody says where the TOC is. Behind the TOC there may be the headers of the tar.
 const tail = 512 << 10
