@@ -95,6 +95,8 @@ type Result struct {
 	Ref    string        `json:"ref"`
 	Digest digest.Digest `json:"digest"`
 	Layers []LayerResult `json:"layers"` // each distinct one once
+	// Absent are those of [Options.Former] that there aren't.
+	Absent []string `json:"absent,omitempty"`
 }
 
 // A LayerResult says what became of a layer.
@@ -165,7 +167,8 @@ type conversion struct {
 	order []*blobJob // as they were found
 	found int        // images
 
-	artifact string // the type of one, which isn't an image
+	artifact string   // the type of one, which isn't an image
+	absent   []string // former images that there aren't
 
 	mu    sync.Mutex
 	known map[memoryKey]memory
@@ -211,7 +214,7 @@ func (c *conversion) moveAll(ctx context.Context) error {
 var errGivenUp = errors.New("given up")
 
 func (c *conversion) result(root *node) Result {
-	r := Result{Ref: c.dst.String(), Digest: root.now.Digest, Layers: []LayerResult{}}
+	r := Result{Ref: c.dst.String(), Digest: root.now.Digest, Layers: []LayerResult{}, Absent: c.absent}
 	for _, b := range c.order {
 		if b.role != roleLayer {
 			continue

@@ -81,6 +81,7 @@ func TestAgain(t *testing.T) {
 		"other repository, by state":            {to: "other:1", state: true, want: Reused},
 		"other tag, by the former image":        {to: "dst:2", former: "dst:1", want: Reused},
 		"other repository, by the former image": {to: "other:2", former: "dst:1", want: Reused},
+		"a former image that isn't there":       {to: "dst:2", former: "none:1", want: Converted},
 		"nobody remembers":                      {to: "dst:2", want: Converted},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -106,6 +107,9 @@ func TestAgain(t *testing.T) {
 			second := must(t, src, dst, opt)
 			if got := actions(second); !slices.Equal(got, []Action{again.want, again.want}) {
 				t.Errorf("layers were %v, want %v", got, again.want)
+			}
+			if absent := len(second.Absent) > 0; absent != (again.former != "" && again.want == Converted) {
+				t.Errorf("former images that aren't there: %q", second.Absent)
 			}
 			if read, written := reg.Moved(small); again.want == Reused && read+written > 0 {
 				t.Errorf("%d bytes were read and %d written", read, written)

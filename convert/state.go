@@ -160,7 +160,11 @@ func (c *conversion) recall(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err != nil && former != c.dst && !errdefs.IsNotFound(err) {
+		switch {
+		case err == nil || former == c.dst:
+		case errdefs.IsNotFound(err):
+			c.absent = append(c.absent, former.String())
+		default:
 			return fmt.Errorf("learn from a former image which layers were converted: %w", err)
 		}
 		// A destination that can't be read, or is something else so far, has nothing to tell.

@@ -120,6 +120,9 @@ func warn(c *cli.Command, result convert.Result) {
 		converted = converted || l.Action == convert.Converted
 		reused = reused || l.Action == convert.Reused // nobody knows any more how many files come first in it
 	}
+	for _, ref := range result.Absent {
+		fmt.Fprintf(c.Root().ErrWriter, "--cache-from: there is no %s; none of its layers could be reused\n", ref)
+	}
 	list := c.String("lazy-prioritize")
 	switch {
 	case list == "" || first > 0 || reused:
