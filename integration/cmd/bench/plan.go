@@ -61,7 +61,7 @@ func parse(args []string) (plan, error) {
 	json := fs.String("json", "", "write every figure to this `file`, anew after each measurement")
 	lock := fs.String("lock", "", "lock this `file` (flock) during each measurement, where others who use the machine do too")
 	export := fs.Bool("export", false, "measure what it takes to write the Debian image's layers, and what they are, instead of builds; of the flags, -writer, -one-layer, -runs, -timeout and -lock count")
-	layers := fs.String("writer", "all", "with -export: ours-estargz, stock-estargz, stock-gzip, stock-zstd, or all; the first is compared with each")
+	layers := fs.String("writer", "all", "with -export: ours-estargz, stock-estargz, stock-gzip, stock-zstd, ours-zstdchunked, or all; the first is compared with each")
 	oneLayer := fs.Bool("one-layer", false, "with -export: one layer of 500 MB instead of seven, for its memory")
 	push := fs.Bool("push", false, "measure what goes over the network when a one-line change on top of the lazy Debian image is exported and pushed, instead of builds; of the flags, -timeout and -lock count")
 	if err := fs.Parse(args); err != nil {
