@@ -12,17 +12,22 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// answers has a registry answer so, and take note that it was asked.
+func (r *registry) answers(h http.HandlerFunc) {
+	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.mu.Lock()
+		r.seen = append(r.seen, seen{at: time.Now()})
+		r.mu.Unlock()
+		h(w, req)
+	})
+}
+
 // Of several reads one waits for a host that hangs.
 func TestSilentHostIsAskedLast(t *testing.T) {
 	t.Parallel()
 	blob := randomBlob(1000)
 	dead, alive := newRegistry(t, blob), newRegistry(t, blob)
-	dead.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		dead.mu.Lock()
-		dead.seen = append(dead.seen, seen{at: time.Now()})
-		dead.mu.Unlock()
-		silent(w, req)
-	})
+	dead.answers(silent)
 	r := open(t, blob, patient, fixed(dead.host(t), alive.host(t)))
 	for off := range int64(5) {
 		want(t, r, blob, 100*off, 100)
@@ -45,10 +50,7 @@ func TestCrawlingHostIsLeft(t *testing.T) {
 	t.Parallel()
 	blob := randomBlob(5000)
 	crawling, alive := newRegistry(t, blob), newRegistry(t, blob)
-	crawling.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		crawling.mu.Lock()
-		crawling.seen = append(crawling.seen, seen{at: time.Now()})
-		crawling.mu.Unlock()
+	crawling.answers(func(w http.ResponseWriter, req *http.Request) {
 		crawling.head(w, req, 1)
 		var first int
 		if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &first); err != nil {

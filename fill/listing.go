@@ -50,32 +50,7 @@ func (l *listings) list(dirs []place) []listed {
 // forget lets go of what is known, as a layer is closed.
 func (l *listings) forget() { *l = listings{} }
 
-func list(dirs []place) []listed {
-	if len(dirs) == 1 {
-		return listOne(dirs[0])
-	}
-	return listMerged(dirs)
-}
-
-// listOne lists a directory that one layer has.
-func listOne(d place) (entries []listed) {
-	for n := range maxListed {
-		e, ok := d.f.layer.Entry(d.inode, n)
-		if !ok {
-			return entries
-		}
-		at := place{d.f, e.Inode}
-		if in := d.f.layer.Inode(e.Inode); in.IsDir() {
-			entries = append(entries, listed{dirs: []place{at}})
-		} else if hasContent(d.f.layer, e.Inode) {
-			entries = append(entries, listed{file: at})
-		}
-	}
-	return nil
-}
-
-// listMerged lists a directory that several layers have.
-func listMerged(dirs []place) (entries []listed) {
+func list(dirs []place) (entries []listed) {
 	type name struct {
 		listed
 		open bool // for the directories of layers below

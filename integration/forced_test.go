@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"net/http"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -207,17 +206,7 @@ func TestForcedTogether(t *testing.T) {
 
 // TestForcedWithFaults has the registry fail while a base is converted.
 func TestForcedWithFaults(t *testing.T) {
-	for name, c := range map[string]struct {
-		fault registry.Fault
-		err   bool
-	}{
-		"short body":  {registry.Fault{Kind: registry.ShortBody, Count: 2}, false},
-		"no ranges":   {registry.Fault{Kind: registry.IgnoreRange}, false},
-		"503":         {registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Count: 2}, false},
-		"a byte once": {registry.Fault{Kind: registry.Corrupt, Offset: 1 << 20, Count: 2}, false},
-		"a byte ever": {registry.Fault{Kind: registry.Corrupt, Offset: 1 << 20}, true},
-		"gone":        {registry.Fault{Kind: registry.Status, Code: http.StatusNotFound}, true},
-	} {
+	for name, c := range streamFaults(2) {
 		for base, target := range map[baseimage.Format]string{baseimage.EStargz: ",compression=zstdchunked", baseimage.ZstdChunked: ",compression=estargz"} {
 			t.Run(name+" "+string(base), func(t *testing.T) {
 				t.Parallel()
