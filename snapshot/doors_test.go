@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
 
 func TestMain(m *testing.M) {
-	if erofs.GuardianMain(os.Args) {
+	if erofs.GuardianMain(os.Args) || fuse.GuardianMain(os.Args) {
 		return
 	}
 	os.Exit(m.Run())

@@ -36,10 +36,11 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
 
 func main() {
-	if erofs.GuardianMain(os.Args) {
+	if erofs.GuardianMain(os.Args) || fuse.GuardianMain(os.Args) {
 		return
 	}
 	// Modes in images are what the Dockerfile says, not what the daemon's umask makes of them; fsutil skips a chmod

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
+	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
 
 // Set in the environment, asDaemon makes the test binary the daemon: a second binary would be linked against all of
@@ -21,7 +22,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if erofs.GuardianMain(os.Args) {
+	if erofs.GuardianMain(os.Args) || fuse.GuardianMain(os.Args) {
 		return
 	}
 	if os.Getenv(asDaemon) == "" {

@@ -23,8 +23,9 @@
 // those end by a fatal signal. What Fill has begun is the Filler's to go on with.
 //
 // No read returns zeros in place of missing bytes when the daemon is gone. The kernel ends the connection when nobody has its descriptor,
-// and it's only the daemon that has it, since it isn't inherited: what waits and what comes later gets ENOTCONN or ECONNABORTED. The next [Open]
-// detaches the mounts that are left.
+// and it's only the daemon that has it, since it isn't inherited: what waits and what comes later gets ENOTCONN or ECONNABORTED. A daemon that waits
+// for itself when it's killed, as it reads a layer or mounts an overlay of one, would never be gone: so each Door has a guardian, a process
+// of its own ([GuardianMain]), which detaches the mounts then, and ends their connections. The next [Open] waits for it, and detaches what is left.
 //
 // # Failure modes
 //
@@ -93,16 +94,18 @@ var (
 // A Door is the FUSE mounts of a daemon. Its methods are safe for concurrent use.
 type Door struct {
 	opt      Options
+	guard    *guard
 	lifetime context.Context //nolint:containedctx // of the mounts
 	end      context.CancelCauseFunc
 
 	loop   sync.WaitGroup
+	ending sync.Once
 	mu     sync.Mutex
 	mounts map[string]*Mount // by target
 	closed bool
 }
 
-// Open detaches what a daemon that has ended left below Options.Root.
+// Open waits for the end of an earlier daemon's guardian, detaches what that daemon left below Options.Root, and starts a guardian.
 func Open(opt Options) (*Door, error) {
 	root, err := filepath.EvalSymlinks(opt.Root)
 	if err != nil {
@@ -111,10 +114,21 @@ func Open(opt Options) (*Door, error) {
 	if opt.Root, err = filepath.Abs(root); err != nil {
 		return nil, fmt.Errorf("open FUSE door: %w", err)
 	}
-	if err := detachBelow(opt.Root); err != nil {
+	lock, err := lockRoot(opt.Root)
+	if err != nil {
 		return nil, fmt.Errorf("open FUSE door: %w", err)
 	}
-	d := &Door{opt: opt, mounts: make(map[string]*Mount)}
+	guard, err := startGuard(opt.Root, lock)
+	if err == nil {
+		if err = detachBelow(opt.Root); err != nil {
+			guard.end()
+		}
+	}
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open FUSE door: %w", err)
+	}
+	d := &Door{opt: opt, guard: guard, mounts: make(map[string]*Mount)}
 	d.lifetime, d.end = context.WithCancelCause(context.Background())
 	d.loop.Go(func() { behind.Drop(d.lifetime, d.look) })
 	return d, nil
@@ -139,7 +153,7 @@ func (d *Door) list() (mounts []*Mount) {
 	return mounts
 }
 
-// Close ends what waits, unmounts, and waits for the Fillers to return and for the goroutines that serve.
+// Close ends what waits, unmounts, and waits for the Fillers to return, for the goroutines that serve, and for the guardian.
 func (d *Door) Close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -152,6 +166,7 @@ func (d *Door) Close() error {
 	for _, m := range mounts {
 		errs = append(errs, m.Unmount())
 	}
+	d.ending.Do(d.guard.end)
 	return errors.Join(errs...)
 }
 

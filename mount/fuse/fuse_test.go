@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,10 +29,15 @@ import (
 // Environment of the test binary when it is the daemon that is killed, or a reader that gets a signal.
 const (
 	victimEnv = "FUSE_TEST_VICTIM"
+	selfEnv   = "FUSE_TEST_SELF" // the victim reads what it serves
 	readerEnv = "FUSE_TEST_READER"
 )
 
+// The test binary is its own guardian, too.
 func TestMain(m *testing.M) {
+	if GuardianMain(os.Args) {
+		return
+	}
 	switch {
 	case os.Getenv(victimEnv) != "":
 		victim(os.Getenv(victimEnv))
@@ -221,11 +227,11 @@ func reader(path string) {
 	}
 }
 
-// A daemon that is killed leaves readers errors, never zeros, though a program that it started lives on; the next one clears up.
-func TestKill(t *testing.T) {
-	root := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), victimEnv+"="+root)
+// startVictim starts a daemon that is to be killed, and returns where it has mounted a layer and what reads the lines that it prints.
+func startVictim(t *testing.T, root string, env ...string) (cmd *exec.Cmd, target string, line func() string) {
+	t.Helper()
+	cmd = exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(append(os.Environ(), victimEnv+"="+root), env...)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -235,17 +241,26 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := bufio.NewScanner(stdout)
-	line := func() string {
+	line = func() string {
 		lines.Scan()
 		return lines.Text()
 	}
-	target, orphan := line(), 0
+	target = line()
+	orphan := 0
 	if _, err := fmt.Sscan(line(), &orphan); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = unix.Kill(orphan, unix.SIGKILL) }()
-	defer unix.Unmount(target, unix.MNT_DETACH)
+	t.Cleanup(func() {
+		_ = unix.Kill(orphan, unix.SIGKILL)
+		_ = unix.Unmount(target, unix.MNT_DETACH)
+	})
+	return cmd, target, line
+}
 
+// A daemon that is killed leaves readers errors, never zeros, though a program that it started lives on; the next one clears up.
+func TestKill(t *testing.T) {
+	root := t.TempDir()
+	cmd, target, line := startVictim(t, root)
 	over := mounttest.Overlay(t, target)
 	var opened []*os.File
 	for _, dir := range []string{target, over} {
@@ -300,6 +315,74 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// A daemon that waits for its own answer, in a read or to mount an overlay, ends all the same when it's killed, and leaves the next one its locks.
+func TestKillOneThatWaitsForItself(t *testing.T) {
+	root := t.TempDir()
+	cmd, _, line := startVictim(t, root, selfEnv+"=1")
+	if s := line(); s != "waiting" {
+		t.Fatal(s)
+	}
+	time.Sleep(200 * time.Millisecond) // until its other threads wait, too
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- cmd.Wait() }()
+	select {
+	case <-gone:
+	case <-time.After(20 * time.Second):
+		err := detachBelow(root) // so that the test ends
+		t.Fatal("it waits for itself, ", err)
+	}
+	if err := openDoor(t, Options{Root: root}).Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A guardian that ends is replaced.
+func TestGuardianEnds(t *testing.T) {
+	d := openDoor(t, Options{Root: t.TempDir()})
+	last := 0
+	for range 3 {
+		pid := 0
+		for begin := time.Now(); pid == 0 || pid == last; time.Sleep(10 * time.Millisecond) {
+			if time.Since(begin) > 20*time.Second {
+				t.Fatalf("there is no other one than %d", last)
+			}
+			pid = guardianOf(t, d.opt.Root)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		last = pid
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := guardianOf(t, d.opt.Root); pid != 0 {
+		t.Errorf("%d is still there", pid)
+	}
+}
+
+// guardianOf returns the process that guards a root, 0 if there's none.
+func guardianOf(t *testing.T, root string) int {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && string(b) == guardianName+"\x00"+root+"\x00" {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	return 0
+}
+
 // victim serves until it is killed.
 func victim(root string) {
 	t := &process{}
@@ -330,7 +413,19 @@ func victim(root string) {
 	}
 	fmt.Fprintln(os.Stdout, f.Target)
 	fmt.Fprintln(os.Stdout, orphan.Process.Pid)
+	if os.Getenv(selfEnv) != "" {
+		go readDirectly(filepath.Join(f.Target, "slow"))
+	}
 	select {}
+}
+
+// readDirectly reads with O_DIRECT: by a request that is waited for, as for an attribute.
+func readDirectly(path string) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err == nil {
+		_, err = unix.Pread(fd, make([]byte, 4096), 0)
+	}
+	fmt.Fprintln(os.Stderr, "read: ", err)
 }
 
 // process is a testing.TB where there is no test.
