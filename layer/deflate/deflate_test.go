@@ -66,7 +66,7 @@ func TestRoundTrip(t *testing.T) {
 // Pieces of everything, in any order and of any size, so that blocks begin anywhere and matches lead across.
 func TestRoundTripRandom(t *testing.T) {
 	all := inputs(t)
-	for seed := range uint64(150) {
+	for seed := range layertest.Seeds(150) {
 		wantSame(t, layertest.Pieces(all, seed))
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 // weightsOf are n symbols' frequencies: of some kind that makes flat codes, deep ones, or ones of few symbols.
@@ -36,7 +38,7 @@ func weightsOf(r *rand.Rand, n int) []uint32 {
 // A code is complete, which is what decoders ask for, has a codeword for whatever occurs, none above the limit, and is as good as
 // Huffman's where that has none above the limit either.
 func TestCodes(t *testing.T) {
-	for seed := range uint64(600) {
+	for seed := range layertest.Seeds(600) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		n, limit := usedLitLen, litLenLimit
 		switch r.IntN(3) {

@@ -46,7 +46,7 @@ func TestWriteExternalTOC(t *testing.T) {
 		}
 	}
 	names := slices.Sorted(maps.Keys(options))
-	for seed := range uint64(30) {
+	for seed := range layertest.Seeds(30) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			check(t, layertest.Random(r, r.IntN(100)), options[names[int(seed)%len(names)]])

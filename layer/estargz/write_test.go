@@ -120,7 +120,7 @@ func TestWrite(t *testing.T) {
 
 func TestWriteRandom(t *testing.T) {
 	names := slices.Sorted(maps.Keys(options))
-	for seed := range uint64(80) {
+	for seed := range layertest.Seeds(80) {
 		name := names[int(seed)%len(names)]
 		t.Run(fmt.Sprintf("%d, %s", seed, name), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))

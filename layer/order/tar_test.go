@@ -150,7 +150,7 @@ func TestTar(t *testing.T) {
 
 // Random tars unpack to the same trees, whatever is first in them, and what another list has done to them doesn't matter.
 func TestRandom(t *testing.T) {
-	for seed := range uint64(150) {
+	for seed := range layertest.Seeds(150) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 7))
 			entries := layertest.Random(r, r.IntN(100))

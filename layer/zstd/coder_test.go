@@ -5,11 +5,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 )
 
 // However many bits sequences have, as many as there can be or none, they are packed as one bit after the other would be.
 func TestEncode(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range layertest.Seeds(300) {
 		r := rand.New(rand.NewPCG(seed, 6))
 		var c coder
 		c.begin()
@@ -77,7 +79,7 @@ func packed(seqs []sequence, t *[3]*table) (out []byte) {
 func TestSequences(t *testing.T) {
 	literals := []uint32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 28, 32, 40, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536}
 	lengths := []uint32{35, 37, 39, 41, 43, 47, 51, 59, 67, 83, 99, 131, 259, 515, 1027, 2051, 4099, 8195, 16387, 32771, 65539}
-	for seed := range uint64(20_000) {
+	for seed := range layertest.Seeds(20_000) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		l, m, o := r.Uint32N(1<<r.IntN(18)), minMatch+r.Uint32N(1<<r.IntN(17)), 1+r.Uint32N(1<<r.IntN(24))
 		var c coder
@@ -106,7 +108,7 @@ func TestSequences(t *testing.T) {
 // Symbols are sorted as by comparing them, whatever their counts are.
 func TestSort(t *testing.T) {
 	var l literalCoder
-	for seed := range uint64(1000) {
+	for seed := range layertest.Seeds(1000) {
 		r := rand.New(rand.NewPCG(seed, 8))
 		l.keys = l.keys[:0]
 		for s := range uint32(256) {

@@ -59,7 +59,7 @@ func TestRoundTrip(t *testing.T) {
 // Pieces of everything, in any order and of any size, so that blocks begin anywhere and codes are used again or not.
 func TestRoundTripRandom(t *testing.T) {
 	all := inputs(t)
-	for seed := range uint64(150) {
+	for seed := range layertest.Seeds(150) {
 		wantSame(t, layertest.Pieces(all, seed))
 	}
 }
@@ -144,7 +144,7 @@ func TestSizes(t *testing.T) {
 
 // A distribution of any counts has a state for each symbol that there is, and all of them together.
 func TestNormalize(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range layertest.Seeds(2000) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		counts := make([]uint32, 2+r.IntN(maxSymbols-1))
 		total := 0
@@ -174,7 +174,7 @@ func TestNormalize(t *testing.T) {
 // long.
 func TestCode(t *testing.T) {
 	var l literalCoder
-	for seed := range uint64(2000) {
+	for seed := range layertest.Seeds(2000) {
 		r := rand.New(rand.NewPCG(seed, 4))
 		letters := 2 + r.IntN(255)
 		steep := 1 << r.IntN(18)

@@ -43,7 +43,7 @@ func chunksOf(l *layer.Layer, data []byte) func(int) ([]byte, error) {
 
 // A tar comes out of a layer as it went in.
 func TestTar(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range layertest.Seeds(40) {
 		r := rand.New(rand.NewPCG(seed, 5))
 		entries := layertest.Random(r, r.IntN(60))
 		in := layertest.Tar(t, entries...)

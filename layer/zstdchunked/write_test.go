@@ -36,7 +36,7 @@ func TestWrite(t *testing.T) {
 }
 
 func TestWriteRandom(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range layertest.Seeds(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 2))
 			wantLayer(t, layertest.Random(r, r.IntN(80)), []int64{0, 1000, 300}[seed%3])

@@ -75,7 +75,7 @@ func TestOracle(t *testing.T) {
 
 func TestOracleRandom(t *testing.T) {
 	names := slices.Sorted(maps.Keys(writers))
-	for seed := range uint64(60) {
+	for seed := range layertest.Seeds(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			entries := layertest.Random(r, r.IntN(80))
