@@ -20,12 +20,12 @@ import (
 //     takes targets that come later, as stargz does;
 //   - ".wh.NAME" becomes a whiteout of NAME, unless the layer has another entry of that name, and ".wh..wh..opq" makes its
 //     directory [Inode.Opaque];
+//   - an entry of the root changes nothing: steps would have it as the owner of theirs;
 //   - xattrs that the applier leaves out are left out.
 //
-// An entry "." sets the attributes of the root, which the applier leaves alone. Three habits of the applier are not copied: a file
-// that replaces a directory gets the directory's time; a layer in which a directory with directories in it is
-// replaced is refused; and an implied directory gets the group of a parent that has the set-group-ID bit. Nor does a Builder
-// follow symlinks above an entry: see [ErrParent].
+// Three habits of the applier are not copied: a file that replaces a directory gets the directory's time; a layer in which a directory
+// with directories in it is replaced is refused; and an implied directory gets the group of a parent that has the set-group-ID bit. Nor does
+// a Builder follow symlinks above an entry: see [ErrParent].
 //
 // What follows a regular file with content are its frames and chunks: [Builder.Frame], [Builder.Chunk]. Whatever can't be a layer
 // is an [EntryError], after which the Builder is of no use. A Builder is not safe for concurrent use.
@@ -129,7 +129,6 @@ func (b *Builder) add(name string, in Inode) error {
 		if !in.IsDir() {
 			return fmt.Errorf("%w: the root must be a directory", ErrAttr)
 		}
-		b.mergeDir(Root, &in)
 		return nil
 	}
 	at, whiteout, err := b.locate(clean, &in)

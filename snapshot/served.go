@@ -126,7 +126,7 @@ func (s *served) Fill(ctx context.Context, off, n int64) error {
 }
 
 // imageVersion names the maker of metadata images: another one makes them anew.
-const imageVersion = "1"
+const imageVersion = "2"
 
 // open takes the layer from the store, or its table of contents from the registry, and mounts it.
 func (s *served) open(ctx context.Context) (err error) {
