@@ -21,7 +21,7 @@ import (
 //   - ".wh.NAME" becomes a whiteout of NAME, unless the layer has another entry of that name, and ".wh..wh..opq" makes its
 //     directory [Inode.Opaque];
 //   - an entry of the root changes nothing: steps would have it as the owner of theirs;
-//   - xattrs that the applier leaves out are left out.
+//   - xattrs that the applier leaves out are left out, and an ACL grants no more than the mode.
 //
 // Three habits of the applier are not copied: a file that replaces a directory gets the directory's time; a layer in which a directory
 // with directories in it is replaced is refused; and an implied directory gets the group of a parent that has the set-group-ID bit. Nor does
@@ -138,8 +138,7 @@ func (b *Builder) add(name string, in Inode) error {
 	if i, ok := b.byName[at]; ok {
 		old := b.names.at(i).inode
 		if in.IsDir() && old&pending == 0 && b.inodes.at(old).IsDir() {
-			b.mergeDir(old, &in)
-			return nil
+			return b.mergeDir(old, &in)
 		}
 	}
 	n := b.newInode(in)
@@ -200,6 +199,9 @@ func (b *Builder) link(name, target string, attr Inode) error {
 	// The applier chowns the file, which takes its capabilities.
 	kept := slices.DeleteFunc(in.Xattrs, func(x Xattr) bool { return x.Name == "security.capability" })
 	attr.Xattrs = mergeXattrs(kept, attr.Xattrs)
+	if err := settleACLs(&attr); err != nil {
+		return err
+	}
 	*in = attr
 	b.setName(at, n)
 	return nil
@@ -359,11 +361,12 @@ func (b *Builder) newInode(in Inode) uint32 {
 }
 
 // mergeDir lets a directory take the attributes of a later entry of its name.
-func (b *Builder) mergeDir(dir uint32, in *Inode) {
+func (b *Builder) mergeDir(dir uint32, in *Inode) error {
 	old := b.inodes.at(dir)
 	in.Xattrs = mergeXattrs(old.Xattrs, in.Xattrs)
 	in.Opaque = old.Opaque
 	*old = *in
+	return settleACLs(old)
 }
 
 // cleanInode returns what an entry says about its inode, without what it has no say in.
@@ -416,5 +419,6 @@ func (b *Builder) cleanInode(in Inode) (Inode, error) {
 		xattrs[i].Name = name
 	}
 	clean.Xattrs = xattrs
-	return clean, nil
+	err = settleACLs(&clean)
+	return clean, err
 }

@@ -190,7 +190,7 @@ func (l *Layer) HasACLs() bool {
 }
 
 func (i *Inode) hasACL() bool {
-	return slices.ContainsFunc(i.Xattrs, func(x Xattr) bool { return strings.HasPrefix(x.Name, "system.posix_acl_") })
+	return slices.ContainsFunc(i.Xattrs, func(x Xattr) bool { return isACL(x.Name) })
 }
 
 // Parent returns a directory that an inode is in; the root is in itself. Of a layer that isn't packed, it looks through the whole tree.

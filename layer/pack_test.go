@@ -104,15 +104,13 @@ func TestPack(t *testing.T) {
 	xattrs := func(in *layer.Inode) {
 		in.Xattrs = []layer.Xattr{{Name: "security.capability", Value: []byte{1, 0, 2}}, {Name: "user.a", Value: []byte{}}}
 	}
-	acl := func(in *layer.Inode) {
-		in.Xattrs = []layer.Xattr{{Name: "system.posix_acl_access", Value: []byte("acl")}}
-	}
+	usual := xattr("system.posix_acl_access", acl([3]uint32{1, 6, 0}, [3]uint32{2, 5, 1000}, [3]uint32{4, 5, 0}, [3]uint32{16, 5, 0}, [3]uint32{32, 4, 0}))
 	for name, in := range map[string][]entry{
 		"nothing": {},
 		"all kinds": {
 			dir("a", mode(0o2755), owner(7, 1<<30), mtime(-5, 6)), file("a/x", "content", xattrs), link("b", "a/x"), file("empty", ""),
 			symlink("a/s", "../somewhere"), node("null", unix.S_IFCHR, 1, 3), node("disk", unix.S_IFBLK, 259, 70000), fifo("p"),
-			file("deep/er/.wh..wh..opq", ""), file("deep/.wh.gone", ""), file("deep/er/file", "of several bytes", acl),
+			file("deep/er/.wh..wh..opq", ""), file("deep/.wh.gone", ""), file("deep/er/file", "of several bytes", usual),
 		},
 		"several files in a frame, and one that is replaced": {
 			raw("z", 10), frame(100), chunk(0, 4, 0), chunk(4, 6, 4), raw("a", 5), chunk(0, 5, 20), raw("gone", 1), chunk(0, 1, 30), dir("gone"),

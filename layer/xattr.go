@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // supportedXattr reports whether containerd's applier would put an xattr on an inode. It leaves
@@ -21,7 +23,7 @@ func supportedXattr(name string, in *Inode) bool {
 	case "security":
 		return true
 	default:
-		return name == "system.posix_acl_access" || name == "system.posix_acl_default"
+		return isACL(name) && in.Mode&unix.S_IFMT != unix.S_IFLNK
 	}
 }
 
