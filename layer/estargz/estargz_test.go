@@ -225,6 +225,8 @@ func TestInvalid(t *testing.T) {
 		"chunk of an empty file":  {entries(reg("f", 0, 0), chunk(0, 1, 1, 0)), layer.ErrContent},
 		"negative uid":            {entries(stargz.TOCEntry{Type: "dir", Name: "d", UID: -1}), layer.ErrAttr},
 		"uid overflows":           {entries(stargz.TOCEntry{Type: "dir", Name: "d", UID: 1 << 32}), layer.ErrAttr},
+		"uid of nobody":           {entries(stargz.TOCEntry{Type: "dir", Name: "d", UID: 1<<32 - 1}), layer.ErrAttr},
+		"gid of nobody":           {entries(stargz.TOCEntry{Type: "dir", Name: "d", GID: 1<<32 - 1}), layer.ErrAttr},
 		"device overflows":        {entries(stargz.TOCEntry{Type: "char", Name: "d", DevMinor: 1 << 33}), layer.ErrAttr},
 		"negative size":           {entries(reg("f", -1, 1)), layer.ErrAttr},
 		"size overflows":          {entries(reg("f", math.MaxInt64, 1)), layer.ErrLimit},
@@ -245,6 +247,7 @@ func TestInvalid(t *testing.T) {
 		"a million entries":       {`{"entries":[` + strings.Repeat(`{"name":"a","type":"fifo"},`, 1_000_000) + `{}]}`, layer.ErrLimit},
 		"name of Latin-1":         {`{"entries":[{"name":"caf` + "\xe9" + `","type":"dir"}]}`, estargz.ErrLossy},
 		"name that was Latin-1":   {entries(stargz.TOCEntry{Type: "dir", Name: "caf\xe9"}), estargz.ErrLossy},
+		"xattr that was Latin-1":  {entries(stargz.TOCEntry{Type: "dir", Name: "d", Xattrs: map[string][]byte{"user.\xe9": nil}}), estargz.ErrLossy},
 		"target that was Latin-1": {entries(stargz.TOCEntry{Type: "symlink", Name: "s", LinkName: "caf\xe9"}), estargz.ErrLossy},
 	} {
 		t.Run(name, func(t *testing.T) {

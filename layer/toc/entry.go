@@ -198,6 +198,9 @@ func xattrs(c *cursor) (xs []layer.Xattr, err error) {
 			return xs, err
 		}
 		name := string(key)
+		if lossy(key) {
+			return nil, fmt.Errorf("xattr %.40q: %w", name, ErrLossy)
+		}
 		s, err := c.string()
 		if err != nil {
 			return nil, err

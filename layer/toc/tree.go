@@ -214,7 +214,8 @@ func lossy(name []byte) bool {
 // inode returns what the entry says about its inode. A hardlink's has no type.
 func (e *entry) inode() (layer.Inode, error) {
 	for _, id := range []int64{e.uid, e.gid, e.devMajor, e.devMinor} {
-		if id < 0 || id > math.MaxUint32 {
+		// The last one is nobody's: chown(2) takes it for "as it is", and nothing can be done to a file that has it.
+		if id < 0 || id >= math.MaxUint32 {
 			return layer.Inode{}, fmt.Errorf("%w: %d", layer.ErrAttr, id)
 		}
 	}
