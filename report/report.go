@@ -91,6 +91,7 @@ type layer struct {
 	format  string
 	reason  string
 	fetched int64
+	gone    int64 // of what was fetched, what Forget has forgotten with the layer
 	wait    time.Duration
 }
 
@@ -197,7 +198,7 @@ func (r *Reporter) Forget(d digest.Digest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.layers[d]; l != nil {
-		l.mode, l.format, l.reason = Unused, "", ""
+		l.mode, l.format, l.reason, l.gone = Unused, "", "", l.fetched
 	}
 }
 
@@ -311,8 +312,8 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 	return rep, true
 }
 
-// Image returns the state of an image's layers, and all that was ever fetched
-// of them.
+// Image returns the state of an image's layers, and all that was fetched of them
+// since they were last forgotten.
 func (r *Reporter) Image(b Base) Image {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -324,6 +325,9 @@ func (r *Reporter) image(b Base, base map[digest.Digest]layer) Image {
 	seen := map[digest.Digest]bool{}
 	for _, d := range b.Layers {
 		l, from := r.layer(d.Digest), base[d.Digest]
+		if base == nil {
+			from.fetched = l.gone
+		}
 		out := Layer{
 			Digest: d.Digest, Size: d.Size, Mode: l.mode, Format: l.format, Reason: l.reason,
 			Fetched: l.fetched - from.fetched, WaitSeconds: (l.wait - from.wait).Seconds(),

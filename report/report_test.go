@@ -110,8 +110,13 @@ func TestModes(t *testing.T) {
 		t.Errorf("opened: %+v", l)
 	}
 	r.Forget(a)
-	if l := layer(); l.Mode != Unused || l.Reason != "" || l.Format != "" || l.Fetched != 5 {
+	if l := layer(); l.Mode != Unused || l.Reason != "" || l.Format != "" || l.Fetched != 0 {
 		t.Errorf("forgotten: %+v", l)
+	}
+	r.Opened(a, "estargz")
+	r.Fetched(a, 3, 0)
+	if l := layer(); l.Fetched != 3 {
+		t.Errorf("opened anew: %+v", l)
 	}
 	r.Forget(c) // never met
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/docker/go-units"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 )
@@ -49,10 +50,12 @@ func (s *Snapshotter) summarize(ctx context.Context, p *plan) {
 	}
 	img := s.opt.Reporter.Image(p.base())
 	fetched := img.Fetched
+	pulled := map[digest.Digest]bool{}
 	for _, l := range img.Layers {
-		if l.Mode == report.Eager {
-			// BuildKit pulls it while this line is being read.
-			fetched += max(0, l.Size-l.Fetched)
+		if l.Mode == report.Eager && !pulled[l.Digest] {
+			// BuildKit pulls it while this line is being read, perhaps not for the first time.
+			pulled[l.Digest] = true
+			fetched += l.Size - l.Fetched
 		}
 	}
 	p.status(ctx, fmt.Sprintf("lazy %d of %d layers, %s of %s fetched", img.Lazy, len(img.Layers),

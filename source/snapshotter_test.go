@@ -444,6 +444,13 @@ func TestAnnouncedOnce(t *testing.T) {
 	}
 	b.wantLines(names, "lazy 2 of 2 layers, 4 B of 10 B fetched", "mounting layer lazy0 (estargz)", "mounting layer lazy1 (estargz)")
 
+	b = newBench(t, names...)
+	b.rep.Pulled(digest.FromString("lazy0"), "not for the first time")
+	b.rep.Fetched(digest.FromString("lazy0"), 12, time.Second)
+	b.rep.Opened(digest.FromString("lazy1"), "estargz")
+	b.announceKnown(t.Context(), b.plan)
+	b.wantLines(names, "lazy 1 of 2 layers, 5 B of 10 B fetched")
+
 	b = newBench(t)
 	b.announceKnown(t.Context(), b.plan)
 	if len(b.lines) != 0 {
