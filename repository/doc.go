@@ -1,8 +1,9 @@
 // Package repository reads and writes images where they are kept: in a repository of a registry, or in an OCI layout on the disk.
 //
 // What is written needs no digest beforehand: an [Upload] takes bytes as they are made, and gets its digest when all of them are
-// there. Nothing of it lands on disk on the way to a registry, nor in memory. An upload that isn't committed leaves nothing behind, and
-// a name is given last, so that a reader of it finds a whole image or the one that was there before.
+// there. Nothing of it lands on disk on the way to a registry, nor in memory, unless the registry doesn't take it as it comes: the first upload that it
+// refuses for that is to be made again, and it and the next ones are sent in chunks of 16 MiB, or out of a file. An upload that isn't committed leaves
+// nothing behind, and a name is given last, so that a reader of it finds a whole image or the one that was there before.
 //
 // What is read isn't verified, but for what [ReadAll] returns.
 //

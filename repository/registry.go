@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -31,7 +33,8 @@ const MaxManifest = 4 << 20
 type registry struct {
 	ref   reference.Spec
 	hosts Hosts
-	path  string // of the repository, without the registry
+	path  string       // of the repository, without the registry
+	way   atomic.Int32 // a way, in which it takes blobs
 }
 
 var _ Repository = (*registry)(nil)
@@ -154,7 +157,7 @@ func (r *registry) Has(ctx context.Context, desc ocispecs.Descriptor) (bool, err
 	drain(resp)
 	switch resp.StatusCode {
 	case http.StatusOK:
-		return true, nil
+		return desc.Size == 0 || resp.ContentLength < 0 || resp.ContentLength == desc.Size, nil
 	case http.StatusNotFound:
 		return false, nil
 	}
@@ -182,7 +185,7 @@ func (r *registry) Mount(ctx context.Context, desc ocispecs.Descriptor, from Rep
 	drain(resp)
 	if resp.StatusCode == http.StatusAccepted { // an upload instead
 		if u, err := r.begun(ctx, host, resp); err == nil {
-			u.Cancel()
+			u.cancel()
 		}
 	}
 	return resp.StatusCode == http.StatusCreated, nil
@@ -194,7 +197,7 @@ func (r *registry) PutManifest(ctx context.Context, desc ocispecs.Descriptor, ma
 	if name == "" {
 		name = desc.Digest.String()
 	}
-	resp, err := r.again(ctx, http.MethodPut, "manifests/"+name, nil, desc.MediaType, manifest)
+	resp, err := r.again(ctx, http.MethodPut, "manifests/"+name, nil, desc.MediaType, bytes.NewReader(manifest))
 	if err != nil {
 		return err
 	}
@@ -202,7 +205,7 @@ func (r *registry) PutManifest(ctx context.Context, desc ocispecs.Descriptor, ma
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK {
 		return r.failed(resp, explain(resp), "push manifest "+desc.Digest.String())
 	}
-	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != desc.Digest.String() {
+	if got := resp.Header.Get(digestHeader); got != "" && got != desc.Digest.String() {
 		return fmt.Errorf("%s: the registry keeps the manifest %s as %s", r, desc.Digest, got)
 	}
 	return nil
@@ -228,6 +231,14 @@ func mediaTypeOf(manifest []byte) string {
 func Put(ctx context.Context, r Repository, desc ocispecs.Descriptor, p []byte) error {
 	if got := digest.FromBytes(p); got != desc.Digest {
 		return fmt.Errorf("blob %s: digest mismatch: got %s", desc.Digest, got)
+	}
+	if reg, ok := r.(*registry); ok {
+		u, err := reg.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer u.cancel()
+		return u.complete(ctx, desc.Digest, int64(len(p)), bytes.NewReader(p))
 	}
 	u, err := r.Create(ctx)
 	if err != nil {

@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,11 +11,13 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
@@ -25,6 +26,9 @@ const (
 	refusals = 3                      // of one request, each with another authorization
 	endIn    = 2 * time.Second        // what an upload that isn't wanted any more has to end
 	cancelIn = 10 * time.Second       // what a registry may take to forget an upload
+
+	octets       = "application/octet-stream"
+	digestHeader = "Docker-Content-Digest" // of what a registry has got
 )
 
 // A StatusError is an answer of a registry that isn't what was asked for.
@@ -34,6 +38,8 @@ type StatusError struct {
 	Code       int
 	Status     string // as in "403 Forbidden"
 	Detail     error  // what the registry says of it, or nil
+
+	otherWay bool // whether there is another way to do it
 }
 
 func (e *StatusError) Error() string {
@@ -41,8 +47,11 @@ func (e *StatusError) Error() string {
 	if e.Detail != nil {
 		s += ": " + e.Detail.Error()
 	}
-	if e.Code == http.StatusUnauthorized || e.Code == http.StatusForbidden {
+	switch e.Code {
+	case http.StatusUnauthorized, http.StatusForbidden:
 		s += "; " + noRight(e.Host)
+	case http.StatusRequestEntityTooLarge:
+		s += fmt.Sprintf("; requests have up to %d bytes, and it, or a proxy in front of it, wants less: have it take more", chunkSize)
 	}
 	return s
 }
@@ -55,7 +64,7 @@ func noRight(host string) string {
 func Transient(err error) bool {
 	if s, ok := errors.AsType[*StatusError](err); ok {
 		// A token may have expired on the way.
-		return s.Code >= 500 || s.Code == http.StatusTooManyRequests || s.Code == http.StatusRequestTimeout || s.Code == http.StatusUnauthorized && s.Doing == doingUpload
+		return s.otherWay || s.Code >= 500 || s.Code == http.StatusTooManyRequests || s.Code == http.StatusRequestTimeout || s.Code == http.StatusUnauthorized && s.Doing == doingUpload
 	}
 	return errors.Is(err, errUpload) && brokenOff(err)
 }
@@ -102,7 +111,7 @@ func (r *registry) endpoint(host docker.RegistryHost, what string, query map[str
 }
 
 // again makes a request as often as it takes, at the registry itself.
-func (r *registry) again(ctx context.Context, method, what string, query map[string]string, mediaType string, body []byte) (resp *http.Response, err error) {
+func (r *registry) again(ctx context.Context, method, what string, query map[string]string, mediaType string, body payload) (resp *http.Response, err error) {
 	host, err := r.pushHost()
 	if err != nil {
 		return nil, err
@@ -133,15 +142,17 @@ func (r *registry) again(ctx context.Context, method, what string, query map[str
 	}
 }
 
+// A payload is the body of a request that can be made again. Nil is none.
+type payload interface {
+	io.ReaderAt
+	Size() int64
+}
+
 // authorized makes a request until the registry doesn't refuse its authorization any more, if there is another one.
-func (r *registry) authorized(ctx context.Context, host docker.RegistryHost, method string, u *url.URL, header http.Header, body []byte) (*http.Response, error) {
+func (r *registry) authorized(ctx context.Context, host docker.RegistryHost, method string, u *url.URL, header http.Header, body payload) (*http.Response, error) {
 	var refused []*http.Response
 	for {
-		var payload io.Reader
-		if body != nil {
-			payload = bytes.NewReader(body)
-		}
-		resp, err := r.send(ctx, host, method, u, header, payload)
+		resp, err := r.send(ctx, host, method, u, header, body)
 		if err != nil || resp.StatusCode != http.StatusUnauthorized || host.Authorizer == nil || len(refused) == refusals || !isHost(host, u) {
 			return resp, err
 		}
@@ -163,14 +174,29 @@ func (r *registry) scope(ctx context.Context) (context.Context, error) {
 }
 
 // send makes one request. Only the registry gets its headers and credentials; another host that uploads go to gets none.
-func (r *registry) send(ctx context.Context, host docker.RegistryHost, method string, u *url.URL, header http.Header, body io.Reader) (*http.Response, error) {
+func (r *registry) send(ctx context.Context, host docker.RegistryHost, method string, u *url.URL, header http.Header, body payload) (*http.Response, error) {
+	if body == nil {
+		return r.sendStream(ctx, host, method, u, header, nil, 0)
+	}
+	return r.sendStream(ctx, host, method, u, header, io.NewSectionReader(body, 0, body.Size()), body.Size())
+}
+
+// sendStream is send of so many bytes, -1 if nobody knows.
+func (r *registry) sendStream(ctx context.Context, host docker.RegistryHost, method string, u *url.URL, header http.Header, body io.Reader, size int64) (*http.Response, error) {
 	ctx, err := r.scope(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if size == 0 {
+		body = http.NoBody
+	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r, withoutQuery(err))
+	}
+	req.ContentLength = size
+	if again, ok := body.(*io.SectionReader); ok { // where it is sent on to
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(again, 0, size)), nil }
 	}
 	if isHost(host, u) {
 		maps.Copy(req.Header, host.Header)
@@ -244,24 +270,13 @@ func (r *registry) Create(ctx context.Context) (Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	pr, pw := io.Pipe()
-	u.pipe, u.done = pw, make(chan struct{})
-	// The request has a little time to come to its end when ctx has: a registry may still write what it got of one that was broken off
-	// when it's told to forget it.
-	patch, stop := outlive(ctx)
-	u.stop = stop
-	go func() {
-		defer close(u.done)
-		u.resp, u.err = r.send(patch, u.host, http.MethodPatch, u.location, http.Header{"Content-Type": {"application/octet-stream"}}, pr)
-		if u.err == nil && u.resp.StatusCode/100 != 2 {
-			u.err = r.failed(u.resp, explain(u.resp), doingUpload)
-		}
-		if u.err != nil {
-			u.err = fmt.Errorf("%w: %w", errUpload, u.err)
-		}
-		pr.CloseWithError(u.err) // who writes learns why it isn't wanted any more
-	}()
-	return u, nil
+	switch way(r.way.Load()) {
+	case inChunks:
+		return u.inChunks(), nil
+	case atOnce:
+		return u.atOnce()
+	}
+	return u.streamed(), nil
 }
 
 // begin starts an upload that nothing is sent to yet.
@@ -298,25 +313,23 @@ func outlive(ctx context.Context) (context.Context, context.CancelCauseFunc) {
 
 func (r *registry) begun(ctx context.Context, host docker.RegistryHost, resp *http.Response) (*upload, error) {
 	u := &upload{of: r, ctx: ctx, host: host}
+	if n, err := strconv.ParseInt(resp.Header.Get("OCI-Chunk-Min-Length"), 10, 64); err == nil {
+		u.least = n
+	}
 	// The host that answered: a client may have fallen back to plain HTTP.
 	u.host.Scheme, u.host.Host = resp.Request.URL.Scheme, resp.Request.URL.Host
 	return u, u.follow(resp)
 }
 
-// upload is a blob on its way to a registry: POST, PATCH with all of its bytes, PUT with its digest.
-// https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-a-blob-in-chunks
+// upload is a blob on its way to a registry, which has begun it.
+// https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-blobs
 type upload struct {
 	of       *registry
 	ctx      context.Context //nolint:containedctx // an io.Writer has no other way to get one
 	host     docker.RegistryHost
 	location *url.URL
-
-	pipe  *io.PipeWriter
-	stop  context.CancelCauseFunc // of the PATCH
-	done  chan struct{}           // closed when the PATCH has ended, with resp or err
-	resp  *http.Response
-	err   error
-	ended bool
+	least    int64 // bytes that a chunk has, but for the last one
+	ended    bool
 }
 
 // follow takes note of where the upload goes on.
@@ -329,67 +342,48 @@ func (u *upload) follow(resp *http.Response) error {
 	return nil
 }
 
-// Write implements io.Writer.
-func (u *upload) Write(p []byte) (int, error) {
-	if err := context.Cause(u.ctx); err != nil {
-		return 0, err
-	}
-	n, err := u.pipe.Write(p)
-	if err != nil && !u.ended {
-		// A registry that answers early has closed the pipe before its answer is known.
-		<-u.done
-		if u.err != nil {
-			err = u.err
-		}
-	}
-	return n, err
-}
-
-// Commit implements Upload.
-func (u *upload) Commit(ctx context.Context, dgst digest.Digest, _ int64) error {
-	defer u.Cancel()
-	u.pipe.Close()
-	<-u.done
-	if u.err != nil {
-		return u.err
-	}
-	drain(u.resp)
-	if err := u.follow(u.resp); err != nil {
-		return err
-	}
+// complete makes a blob of what was sent, with the rest of it, unless that is nil.
+func (u *upload) complete(ctx context.Context, dgst digest.Digest, size int64, rest payload) error {
 	to := *u.location
 	q := to.Query()
 	q.Set("digest", dgst.String())
 	to.RawQuery = q.Encode()
-	resp, err := u.of.authorized(ctx, u.host, http.MethodPut, &to, http.Header{"Content-Type": {"application/octet-stream"}}, nil)
+	resp, err := u.of.authorized(ctx, u.host, http.MethodPut, &to, http.Header{"Content-Type": {octets}}, rest)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUpload, err)
 	}
 	defer drain(resp)
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent {
-		return u.of.failed(resp, explain(resp), "complete blob "+dgst.String())
+		doing := "complete blob " + dgst.String()
+		if rest != nil {
+			doing = doingUpload
+		}
+		return u.of.failed(resp, explain(resp), doing)
 	}
 	u.ended = true
-	return nil
+	return u.check(ctx, resp, dgst, size)
 }
 
-// Cancel implements Upload.
-func (u *upload) Cancel() {
-	if u.ended {
-		return
+// check finds out whether the registry has what was sent, by its answer if that says so.
+func (u *upload) check(ctx context.Context, resp *http.Response, dgst digest.Digest, size int64) error {
+	if got := digest.Digest(resp.Header.Get(digestHeader)); got == dgst {
+		return nil
+	} else if got.Validate() == nil && got.Algorithm() == dgst.Algorithm() {
+		return fmt.Errorf("%s: the registry keeps the blob %s as %s", u.of, dgst, got)
 	}
-	u.ended = true
-	if u.pipe != nil {
-		u.pipe.Close()
-		hurry := time.AfterFunc(endIn, func() { u.stop(errUpload) })
-		<-u.done
-		hurry.Stop()
-		if u.resp != nil {
-			drain(u.resp)
-			_ = u.follow(u.resp)
-		}
+	there, err := u.of.Has(ctx, ocispecs.Descriptor{Digest: dgst, Size: size})
+	if err == nil && !there {
+		err = fmt.Errorf("%s: the registry has taken the blob %s of %d bytes, and hasn't got it", u.of, dgst, size)
 	}
-	u.forget()
+	return err
+}
+
+// cancel gives up an upload that isn't complete, and to which nothing is being sent.
+func (u *upload) cancel() {
+	if !u.ended {
+		u.ended = true
+		u.forget()
+	}
 }
 
 // forget has the registry drop the upload, also when the context has ended. What fails costs the registry room until it drops old

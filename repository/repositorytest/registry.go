@@ -1,5 +1,5 @@
 // Package repositorytest is a registry in memory for tests of what reads and writes images. It does what the distribution specification
-// says of blobs, uploads in one piece, mounts and manifests, remembers what it was asked, and fails where a test wants it to.
+// says of blobs, uploads in one piece and in several, mounts and manifests, remembers what it was asked, and fails where a test wants it to.
 //
 // Blobs are those of a repository, as in real registries, and a manifest that refers to what is not there is refused.
 package repositorytest
@@ -34,6 +34,8 @@ type Registry struct {
 	// tokens are asked for.
 	Token  string
 	Scopes func(scopes []string)
+	// Silent has it not say which blob it has been given.
+	Silent bool
 
 	server *httptest.Server
 
@@ -215,7 +217,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.log = append(r.log, Request{req.Method, req.URL.Path, req.URL.RawQuery, cw.status, body.n, cw.n})
 	}()
 	if r.Token != "" && req.Header.Get("Authorization") != "Bearer "+r.Token {
-		cw.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer realm=%q,service=test", r.server.URL+"/token"))
+		challenge := fmt.Sprintf("Bearer realm=%q,service=test", r.server.URL+"/token")
+		if req.Header.Get("Authorization") != "" {
+			challenge += `,error="invalid_token"`
+		}
+		cw.Header().Set("WWW-Authenticate", challenge)
 		cw.WriteHeader(http.StatusUnauthorized)
 		return
 	}
@@ -331,16 +337,15 @@ func (r *Registry) upload(w http.ResponseWriter, req *http.Request, name, id str
 	case http.MethodPost:
 		r.begin(w, name, req.URL.Query())
 	case http.MethodPatch:
-		p, err := io.ReadAll(req.Body)
-		if err != nil {
-			return // broken off
+		if !r.append(w, req, name, id) {
+			return
 		}
-		r.mu.Lock()
-		r.repo(name).blobs["upload "+id] = append(r.repo(name).blobs["upload "+id], p...)
-		r.mu.Unlock()
 		w.Header().Set("Location", req.URL.Path+"?state=more")
 		w.WriteHeader(http.StatusAccepted)
 	case http.MethodPut:
+		if !r.append(w, req, name, id) {
+			return
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		p := r.repo(name).blobs["upload "+id]
@@ -351,6 +356,9 @@ func (r *Registry) upload(w http.ResponseWriter, req *http.Request, name, id str
 		}
 		r.forget(name, id)
 		r.repo(name).blobs[dgst] = append([]byte{}, p...)
+		if !r.Silent {
+			w.Header().Set("Docker-Content-Digest", dgst)
+		}
 		w.WriteHeader(http.StatusCreated)
 	case http.MethodDelete:
 		r.mu.Lock()
@@ -358,6 +366,23 @@ func (r *Registry) upload(w http.ResponseWriter, req *http.Request, name, id str
 		r.forget(name, id)
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+// append adds the body of a request to an upload. It reports whether it could.
+func (r *Registry) append(w http.ResponseWriter, req *http.Request, name, id string) bool {
+	p, err := io.ReadAll(req.Body)
+	if err != nil {
+		return false // broken off
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	had := r.repo(name).blobs["upload "+id]
+	if at := req.Header.Get("Content-Range"); at != "" && at != fmt.Sprintf("%d-%d", len(had), len(had)+len(p)-1) {
+		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		return false
+	}
+	r.repo(name).blobs["upload "+id] = append(had, p...)
+	return true
 }
 
 func (r *Registry) begin(w http.ResponseWriter, name string, q url.Values) {
