@@ -13,11 +13,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
-	"github.com/moby/buildkit/client/ociindex"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -111,24 +111,6 @@ func (l *layout) Resolve(ctx context.Context) (ocispecs.Descriptor, error) {
 // bare is a descriptor without what index.json says of an image.
 func bare(d ocispecs.Descriptor) ocispecs.Descriptor {
 	return ocispecs.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-}
-
-func (l *layout) index() (*ocispecs.Index, error) {
-	// ociindex makes its lock even if there is nothing to lock.
-	if _, err := os.Stat(filepath.Join(l.dir, ocispecs.ImageIndexFile)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s: %w: no OCI layout is there, as it has no %s", l, errdefs.ErrNotFound, ocispecs.ImageIndexFile)
-		}
-		if errors.Is(err, syscall.ENOTDIR) {
-			err = fmt.Errorf("it is a file, and no directory; what tar has packed, unpack first: %w", err)
-		}
-		return nil, fmt.Errorf("%s: %w", l, err)
-	}
-	index, err := ociindex.NewStoreIndex(l.dir).Read()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", l, err)
-	}
-	return index, nil
 }
 
 // blobDescriptor is of a manifest that index.json doesn't list: one of a listed index, mostly.
@@ -246,7 +228,7 @@ func (l *layout) Create(ctx context.Context) (Upload, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.uploads == 0 {
-		if err := l.claim(ctx, store); err != nil {
+		if err := l.claim(); err != nil {
 			return nil, fmt.Errorf("%s: %w", l, err)
 		}
 	}
@@ -258,6 +240,7 @@ func (l *layout) Create(ctx context.Context) (Upload, error) {
 		if w, err = store.Writer(ctx, content.WithRef(ref)); err == nil {
 			return &layoutUpload{of: l, store: store, ref: ref, w: w}, nil
 		}
+		_ = store.Abort(context.WithoutCancel(ctx), ref) // where there is no room, there is a part of it
 	}
 	l.ended()
 	return nil, fmt.Errorf("%s: %w", l, err)
@@ -267,7 +250,7 @@ func (l *layout) Create(ctx context.Context) (Upload, error) {
 const ingestPrefix = "buildkitd-lazy-upload-"
 
 // claim locks the directory for writing to it beside others. Who is the only one to write removes what others have left that were killed.
-func (l *layout) claim(ctx context.Context, store content.Store) (err error) {
+func (l *layout) claim() (err error) {
 	f, err := os.Open(l.dir)
 	if err != nil {
 		return err
@@ -278,25 +261,40 @@ func (l *layout) claim(ctx context.Context, store content.Store) (err error) {
 		}
 	}()
 	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
-		left, err := store.ListStatuses(ctx)
-		if err != nil {
-			return fmt.Errorf("look for what is left of uploads: %w", err)
-		}
-		for _, s := range left {
-			if strings.HasPrefix(s.Ref, ingestPrefix) {
-				if err := store.Abort(ctx, s.Ref); err != nil {
-					return fmt.Errorf("remove what is left of an upload: %w", err)
-				}
-			}
+		if err := l.removeLeft(); err != nil {
+			return fmt.Errorf("remove what is left of an upload: %w", err)
 		}
 	}
 	// It waits for who does the same. Where files can't be locked nobody can, and all is left as it is.
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); err != nil && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOLCK) && !errors.Is(err, syscall.ENOSYS) {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); err != nil && !unlockable(err) {
 		return fmt.Errorf("lock the directory: %w", err)
 	}
 	l.lock = f
 	return nil
 }
+
+// removeLeft removes what others have left: of the process that was killed, or had no room on the disk, there may be a part only.
+func (l *layout) removeLeft() error {
+	left, err := os.ReadDir(l.ingest())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, d := range left {
+		path := filepath.Join(l.ingest(), d.Name())
+		ref, err := os.ReadFile(filepath.Join(path, "ref"))
+		st, serr := os.Stat(path)
+		unnamed := len(ref) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) && serr == nil && time.Since(st.ModTime()) > beginsIn
+		if strings.HasPrefix(string(ref), ingestPrefix) || unnamed {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// beginsIn is how long somebody may take to write down whose upload it is.
+const beginsIn = time.Minute
 
 // ended counts an upload that has ended, with mu locked.
 func (l *layout) ended() {
@@ -317,8 +315,8 @@ func (l *layout) PutManifest(ctx context.Context, desc ocispecs.Descriptor, mani
 	if tag == "" {
 		return nil
 	}
-	if err := ociindex.NewStoreIndex(l.dir).Put(desc, ociindex.Tag(tag)); err != nil {
-		return fmt.Errorf("%s: %w", l, err)
+	if err := l.name(ctx, desc, tag); err != nil {
+		return fmt.Errorf("%s: name the image: %w", l, err)
 	}
 	return nil
 }

@@ -2,8 +2,11 @@ package repository
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
@@ -57,5 +60,31 @@ func TestKilledUploadsAreRemoved(t *testing.T) {
 		if err := u.Commit(t.Context(), digest.FromString(data), int64(len(data))); err != nil {
 			t.Errorf("%s: %v", data, err)
 		}
+	}
+}
+
+// TestPartsOfUploadsAreRemoved leaves of uploads what there is of one that was begun where there was no room on the disk: the next one isn't kept from
+// writing. What may be somebody's who has just begun stays.
+func TestPartsOfUploadsAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	for name, ref := range map[string]string{"ours": ingestPrefix + "x", "old": "", "new": "", "BuildKit's": "layer"} {
+		path := filepath.Join(dir, "ingest", name)
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(path, "ref"), []byte(ref), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	yesterday := time.Now().Add(-24 * time.Hour)
+	if err := os.Chtimes(filepath.Join(dir, "ingest", "old"), yesterday, yesterday); err != nil {
+		t.Fatal(err)
+	}
+	if err := layoutAt(t, dir).CheckPush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "ingest"))
+	if err != nil || len(left) != 2 || left[0].Name() != "BuildKit's" || left[1].Name() != "new" {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
