@@ -2,7 +2,9 @@
 // layers are of a lazily pullable [Format].
 //
 // A layer streams: out of the source, decompressed, into the format's writer and into an upload whose digest is known at its end. None of
-// it lands on disk on the way to a registry, unless its files are put [InOrder]; what is in memory is bounded by the writers' pool. Layers are converted side by side.
+// it lands on disk on the way to a registry, unless its files are put [InOrder], or the registry takes blobs in one piece only; what is in memory is bounded by the
+// writers' pool. Layers are converted side by side. Whether readers take what was made is known before its upload is committed, and nothing of it is
+// read back.
 //
 // # What becomes of what
 //

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -420,6 +421,50 @@ func TestUnusableTablesAreSaid(t *testing.T) {
 				t.Errorf("converted again it's %+v, and was %s", again, first.Digest)
 			}
 		})
+	}
+}
+
+// TestNothingIsReadBack converts a layer, and reads nothing of what it has written, not even when its table of contents can't be used. Of a registry that
+// doesn't say what it has been given, it asks that.
+func TestNothingIsReadBack(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: "link", Linkname: "below", Typeflag: tar.TypeLink})
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	unusable := piece{tar: b.Bytes(), blob: gzipped(t, b.Bytes()), mediaType: ocispecs.MediaTypeImageLayerGzip}
+	for name, format := range map[string]Format{"estargz": NewEStargz(estargz.WriteOptions{}), "zstdchunked": NewZstdChunked(zstdchunked.WriteOptions{})} {
+		for _, silent := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, silent %t", name, silent), func(t *testing.T) {
+				reg := repositorytest.New(t)
+				reg.Silent = silent
+				put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, plain(t, "one"), unusable)
+				r := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), Options{Format: format})
+				want := 0
+				if silent {
+					want = 1
+				}
+				for i, l := range r.Layers {
+					if l.Lazy != (i == 0) {
+						t.Errorf("layer %d is %+v", i, l)
+					}
+					heads := 0
+					for _, q := range reg.Requests() {
+						switch {
+						case q.Path != "/v2/dst/blobs/"+l.To.String():
+						case q.Method == http.MethodHead:
+							heads++
+						default:
+							t.Errorf("layer %d: %s", i, q.Method)
+						}
+					}
+					if heads != want {
+						t.Errorf("layer %d: the registry was asked for it %d times, want %d", i, heads, want)
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -28,7 +28,7 @@ type Format interface {
 	// Check returns why a layer that claims to be of the format isn't, "" if it is. One that isn't may be converted; one that must not be used
 	// is an error.
 	Check(blob io.ReaderAt, desc ocispecs.Descriptor) (not string, err error)
-	// Write makes a layer of a tar.
+	// Write makes a layer of a tar, and finds out whether readers take its table of contents, which is written last.
 	Write(ctx context.Context, w io.Writer, tar io.Reader) (Written, error)
 }
 
@@ -40,6 +40,9 @@ type Written struct {
 	Annotations map[string]string
 	// Lossy is a name that the format can't hold, "" if there is none. Such a layer isn't lazy.
 	Lossy string
+	// Unusable is why readers don't take its table of contents, "" if they do: a tar may say what none of them can mount, such as that a file is a
+	// hardlink to one that it hasn't got. Such a layer isn't lazy either, and has no annotations.
+	Unusable string
 	// First is how many files come first: see [InOrder].
 	First int
 }
@@ -108,9 +111,14 @@ func (e eStargz) Write(ctx context.Context, w io.Writer, tar io.Reader) (Written
 	if err != nil {
 		return Written{}, err
 	}
-	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Lossy: made.Lossy, Annotations: map[string]string{
-		stargz.StoreUncompressedSizeAnnotation: strconv.FormatInt(made.TarSize, 10),
-	}}
+	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Lossy: made.Lossy}
+	if made.Lossy == "" {
+		_, err := estargz.Parse(made.TOC, made.End, estargz.Options{TOCDigest: made.TOCDigest})
+		if out.Unusable, err = holds(err); err != nil || out.Unusable != "" {
+			return out, err
+		}
+	}
+	out.Annotations = map[string]string{stargz.StoreUncompressedSizeAnnotation: strconv.FormatInt(made.TarSize, 10)}
 	if made.Lossy == "" {
 		out.Annotations[stargz.TOCJSONDigestAnnotation] = made.TOCDigest.String()
 	}

@@ -133,7 +133,7 @@ func (c *conversion) become(ctx context.Context, b *blobJob) error {
 		}
 	}
 	if b.claimed {
-		not, err := c.whyNot(ctx, c.src, b.desc)
+		not, err := c.whyNot(ctx, b.desc)
 		if err != nil {
 			return err
 		}
@@ -195,28 +195,14 @@ func (c *conversion) lazy(ctx context.Context, b *blobJob, m memory) error {
 	return nil
 }
 
-// whyNot returns why a layer isn't what it claims to be, "" if it is.
-func (c *conversion) whyNot(ctx context.Context, in repository.Repository, desc ocispecs.Descriptor) (not string, err error) {
-	from, err := in.ReaderAt(ctx, desc)
+// whyNot returns why a layer of the source isn't what it claims to be, "" if it is.
+func (c *conversion) whyNot(ctx context.Context, desc ocispecs.Descriptor) (not string, err error) {
+	from, err := c.src.ReaderAt(ctx, desc)
 	if err != nil {
 		return "", err
 	}
 	defer from.Close()
 	return c.opt.Format.Check(from, desc)
-}
-
-// lookAt finds out whether readers take the table of contents of a layer that has been made: a tar may say what none of them can mount, such as that a
-// file is a hardlink to one that it hasn't got.
-func (c *conversion) lookAt(ctx context.Context, m *memory) error {
-	desc := ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Digest: m.Digest, Size: m.Size, Annotations: m.Annotations}
-	if !c.opt.Format.Claimed(desc) {
-		return nil
-	}
-	not, err := c.whyNot(ctx, c.dst, desc)
-	if not != "" {
-		m.Annotations, m.Unusable = nil, not
-	}
-	return err
 }
 
 // copied brings a blob to the destination as it is.
@@ -309,14 +295,10 @@ func (c *conversion) converted(ctx context.Context, b *blobJob) error {
 	if err := up.Commit(ctx, made.Digest, made.Size); err != nil {
 		return err
 	}
-	m := memory{
+	c.use(b, memory{
 		From: b.desc.Digest, By: c.opt.Format.Key(), Digest: made.Digest, Size: made.Size, DiffID: made.DiffID,
-		Annotations: made.Annotations, Lossy: made.Lossy,
-	}
-	if err := c.lookAt(ctx, &m); err != nil {
-		return fmt.Errorf("read what has been made of it: %w", err)
-	}
-	c.use(b, m)
+		Annotations: made.Annotations, Lossy: made.Lossy, Unusable: made.Unusable,
+	})
 	b.action, b.first = Converted, made.First
 	return nil
 }

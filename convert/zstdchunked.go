@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
@@ -69,5 +70,13 @@ func (z zstdChunked) Write(ctx context.Context, w io.Writer, tar io.Reader) (Wri
 	if err != nil {
 		return Written{}, err
 	}
-	return Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Annotations: made.Annotations, Lossy: made.Lossy}, nil
+	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Lossy: made.Lossy}
+	if made.Annotations != nil {
+		_, err := zstdchunked.Parse(made.TOC, made.End, zstdchunked.Options{TOCDigest: digest.FromBytes(made.TOC)})
+		if out.Unusable, err = holds(err); err != nil || out.Unusable != "" {
+			return out, err
+		}
+	}
+	out.Annotations = made.Annotations
+	return out, nil
 }

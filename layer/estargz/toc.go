@@ -19,6 +19,9 @@ const (
 
 // Parse makes a Blob of a TOC, a gzip'ed tar, whose frames end at the latest at an offset of the blob.
 func Parse(packed []byte, end int64, opt Options) (*Blob, error) {
+	if len(packed) > MaxCompressedTOC {
+		return nil, fmt.Errorf("%w: %d bytes compressed: %w", ErrTOC, len(packed), layer.ErrLimit)
+	}
 	gz, err := Codec{}.Decompress(bytes.NewReader(packed))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTOC, err)

@@ -67,8 +67,9 @@ type Written struct {
 	TOCDigest digest.Digest
 	// Tar is the digest of the tar.
 	Tar digest.Digest
-	// TOC is the external one, a gzip'ed tar: see [Options.ExternalTOC].
+	// TOC is that as a gzip'ed tar, be it in the blob or external, and End where the frames of the blob end: as [Blob] has them.
 	TOC []byte
+	End int64
 	// Lossy is the first entry, if there is one, that has a name, a target or an xattr's name that isn't UTF-8. The
 	// TOC can't say what it is: such a layer is good for being pulled as a whole only.
 	Lossy string
@@ -98,13 +99,14 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 		return Written{}, err
 	}
 	tarSum, _ := out.Tar()
+	_, end := out.Blob()
 	tocDigest, toc, err := f.finish(out, opt.ExternalTOC)
 	if err != nil {
 		return Written{}, err
 	}
 	blob, size := out.Blob()
 	diffID, tarSize := out.Tar()
-	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Tar: tarSum, TOC: toc, Lossy: out.Lossy}, nil
+	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Tar: tarSum, TOC: toc, End: end, Lossy: out.Lossy}, nil
 }
 
 // complete checks the options, and puts the defaults in.
@@ -161,7 +163,7 @@ func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	return nil
 }
 
-// finish writes the TOC, or returns it if it is external, and writes the footer that says where it is.
+// finish writes the TOC, unless it is external, and the footer that says where it is.
 func (f *format) finish(out *frames.Output, external bool) (sum digest.Digest, toc []byte, err error) {
 	json := f.toc.Finish(out.Sums, "")
 	head, tail, err := aroundTOC(len(json))
@@ -179,5 +181,5 @@ func (f *format) finish(out *frames.Output, external bool) (sum digest.Digest, t
 	if err := out.Append(gz, head, json, tail); err != nil {
 		return "", nil, err
 	}
-	return digest.FromBytes(json), nil, out.Append(newFooter(fmt.Sprintf("%s%016x%s", subfield, at, magic)))
+	return digest.FromBytes(json), gz, out.Append(newFooter(fmt.Sprintf("%s%016x%s", subfield, at, magic)))
 }

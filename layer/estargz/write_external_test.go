@@ -32,8 +32,8 @@ func TestWriteExternalTOC(t *testing.T) {
 		if w.DiffID != digest.FromBytes(in) || w.TarSize != int64(len(in)) {
 			t.Errorf("diff ID %s of %d bytes, want %s of %d", w.DiffID, w.TarSize, digest.FromBytes(in), len(in))
 		}
-		if w.TOCDigest != with.TOCDigest || with.TOC != nil {
-			t.Errorf("TOC %s, want %s", w.TOCDigest, with.TOCDigest)
+		if w.TOCDigest != with.TOCDigest || !bytes.Equal(w.TOC, with.TOC) || w.End != with.End {
+			t.Errorf("TOC %s behind %d bytes, want %s behind %d", w.TOCDigest, w.End, with.TOCDigest, with.End)
 		}
 		if n := len(b.data) - 46; !bytes.Equal(b.data[:n], inside.data[:n]) {
 			t.Error("the frames are others")

@@ -43,6 +43,9 @@ type Written struct {
 	TarSize int64
 	// Annotations are what the layer's descriptor must have to be more than a zstd-compressed tar.
 	Annotations map[string]string
+	// TOC is the compressed TOC, nil without annotations, and End where the frames of the blob end: as [Blob] has them.
+	TOC []byte
+	End int64
 	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: names that aren't UTF-8, two of one name, times that
 	// RFC 3339 doesn't know, headers for all of the tar. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
 	// annotations.
@@ -84,7 +87,8 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 		written.Lossy = split.twice
 	}
 	if written.Lossy == "" {
-		if written.Annotations, err = f.finish(out); err != nil {
+		_, written.End = out.Blob()
+		if written.Annotations, written.TOC, err = f.finish(out); err != nil {
 			return Written{}, err
 		}
 	}
@@ -162,19 +166,19 @@ func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	return f.split.add(fr)
 }
 
-// finish writes what is behind the frames, and returns the annotations that lead there.
-func (f *format) finish(out *frames.Output) (map[string]string, error) {
+// finish writes what is behind the frames, and returns the annotations that lead there, and the compressed TOC.
+func (f *format) finish(out *frames.Output) (annotations map[string]string, toc []byte, err error) {
 	split, err := f.split.finish()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	json := f.toc.Finish(out.Sums, `,"tarSplitDigest":"`+digest.FromBytes(split).String()+`"`)
 	if len(json) > maxTOC {
-		return nil, nil // Podman won't have it
+		return nil, nil, nil // Podman won't have it
 	}
 	packed, err := f.encode(nil, json)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	_, end := out.Blob()
 	at := end + frameHeader
@@ -187,15 +191,15 @@ func (f *format) finish(out *frames.Output) (map[string]string, error) {
 	for _, p := range [][]byte{packed, split, footer} {
 		head := binary.LittleEndian.AppendUint32([]byte(skippable), uint32(len(p)))
 		if err := out.Append(head); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := out.Append(p); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	return map[string]string{
 		ChecksumAnnotation: digest.FromBytes(packed).String(),
 		PositionAnnotation: fmt.Sprintf("%d:%d:%d:%d", at, len(packed), len(json), manifestType),
 		TarSplitAnnotation: fmt.Sprintf("%d:%d:%d", splitAt, len(split), f.split.size),
-	}, nil
+	}, packed, nil
 }
