@@ -6,11 +6,13 @@ import (
 
 	"github.com/moby/buildkit/cache/remotecache"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
+	"github.com/opencontainers/go-digest"
 )
 
 // Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type. The worker that has
-// the layers must get them by [GetRemotes].
-func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lists) remotecache.ResolveCacheExporterFunc {
+// the layers must get them by [GetRemotes]. Bases returns the layers of the images that the builds of some sessions are FROM.
+func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lists, bases func(sessions []string) map[digest.Digest]bool) remotecache.ResolveCacheExporterFunc {
 	resolve = reading(aCache, resolve)
 	return func(ctx context.Context, g session.Group, attrs map[string]string) (remotecache.Exporter, error) {
 		attrs = maps.Clone(attrs)
@@ -22,19 +24,19 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 			return nil, err
 		}
 		e, err := resolve(ctx, g, attrs)
-		switch {
-		case err != nil:
-			return nil, err
-		case chunked != nil:
-			return &cacheExporter{Exporter: e, ref: attrs[keyRef], chunked: chunked}, nil
-		case !isEStargz(attrs):
-			return e, nil
+		if err != nil || chunked == nil && !isEStargz(attrs) {
+			return e, err
+		}
+		c := &cacheExporter{Exporter: e, ref: attrs[keyRef], chunked: chunked, stayed: stayed{of: "the " + name + " cache"}}
+		c.bases = func() map[digest.Digest]bool { return bases(session.AllSessionIDs(g)) }
+		if chunked != nil {
+			return c, nil
 		}
 		opt, err := writeOptions(attrs)
 		if err != nil {
 			return nil, err
 		}
-		c := &cacheExporter{Exporter: e, ref: attrs[keyRef], estargz: newEStargz(opt)}
+		c.estargz = newEStargz(opt)
 		if list, given := attrs[keyPrioritize]; given {
 			if c.estargz.order, err = lists.read(ctx, g, list); err != nil {
 				return nil, err
@@ -53,12 +55,31 @@ type cacheExporter struct {
 	// One of them is what it writes.
 	estargz *eStargz
 	chunked *zstdChunked
+
+	bases   func() map[digest.Digest]bool // layers of the images that the build is FROM
+	results []*solver.Remote
+	stayed  stayed
+}
+
+// Add implements solver.CacheExporterTarget.
+func (c *cacheExporter) Add(dgst digest.Digest, deps [][]solver.CacheLink, results []solver.CacheExportResult) (solver.CacheExporterRecord, bool, error) {
+	if len(results) > 0 {
+		c.results = append(c.results, results[0].Result) // the others are ways to have the same, of which the first is exported
+	}
+	return c.Exporter.Add(dgst, deps, results)
 }
 
 // Finalize implements remotecache.Exporter.
 func (c *cacheExporter) Finalize(ctx context.Context) (map[string]string, error) {
 	resp, err := c.Exporter.Finalize(ctx)
-	return resp, refused(err, c.ref)
+	if err != nil {
+		return resp, refused(err, c.ref)
+	}
+	comp, bases := c.Config().Compression, c.bases()
+	for _, r := range c.results {
+		c.stayed.note(ctx, r, comp, func(i int) bool { return bases[r.Descriptors[i].Digest] })
+	}
+	return resp, c.stayed.warn(ctx)
 }
 
 // Config implements remotecache.Exporter.

@@ -22,7 +22,7 @@
 // All exports of a daemon share one pool of CPUs and memory. One that fails, or is cancelled, says why, leaves no goroutine behind, and
 // nothing in the content store that anything refers to. Where compression is forced, the error names the layer that couldn't be converted, and one
 // whose DiffID isn't what its image's configuration says is refused. Without force, a layer that is in the cache in another format stays that, and
-// a warning says so.
+// a warning says so, of images and of caches. One that can't have a table of contents is written without, and a warning names the file.
 //
 // Attributes are checked before a build spends its time: those which
 // make no sense together, or that no exporter knows, are errors which say so.

@@ -79,6 +79,9 @@ func (e *eStargz) NeedsConversion(ctx context.Context, cs content.Store, desc oc
 	if err == nil && images.IsLayerType(desc.MediaType) && e.writtenOtherwise(info.Labels) {
 		return true, nil
 	}
+	if err == nil && info.Labels[estargzLossyLabel] != "" {
+		return false, nil // it is as good as it gets, and BuildKit would miss a table of contents
+	}
 	return e.Type.NeedsConversion(ctx, cs, desc)
 }
 
@@ -96,6 +99,9 @@ func convertible(desc ocispecs.Descriptor) error {
 	}
 	return nil
 }
+
+// estargzLossyLabel marks a blob that can't be lazy, and names the file because of which.
+const estargzLossyLabel = optionsLabel + "lossy"
 
 // optionsLabel is how the labels begin that say with which options this daemon has written a blob. There may be several: a small layer is
 // the same with most of them. The value is how many of its files come first.
@@ -175,6 +181,9 @@ func (l *eStargzWriter) finalize(ctx context.Context, cs content.Store) (map[str
 		madeOf(written.Tar):      written.Tar.String(),
 	}
 	external := l.opt.ExternalTOC && written.Lossy == ""
+	if written.Lossy != "" {
+		said[estargzLossyLabel] = quoted(written.Lossy)
+	}
 	if external {
 		toc, err := storeTOC(ctx, cs, &written.Written)
 		if err != nil {
@@ -194,9 +203,9 @@ func (l *eStargzWriter) finalize(ctx context.Context, cs content.Store) (map[str
 	case written.Lossy == "":
 		annotations[stargz.TOCJSONDigestAnnotation] = written.TOCDigest.String()
 	default:
-		// With the annotation, readers would show the file under another name.
+		// With the annotation, readers would show the file as another one.
 		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
-			Warn("a layer that holds names which aren't UTF-8 can't be pulled lazily; it is exported without the annotation that says it can")
+			Warn("a table of contents can't say what this layer's tar says; it is exported without the annotation by which it would be pulled lazily")
 	}
 	return annotations, nil
 }

@@ -420,7 +420,7 @@ func TestCache(t *testing.T) {
 		"bad compression":   {map[string]string{"compression": "lzma"}, false, "compression=lzma is unknown"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, err := Cache("local", resolve, nil)(t.Context(), nil, c.attrs)
+			e, err := Cache("local", resolve, nil, nil)(t.Context(), nil, c.attrs)
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Errorf("got %v, want %q", err, c.err)

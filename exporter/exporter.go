@@ -187,8 +187,8 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 	for i := range remotes {
 		remotes[i] = r.toPush(ctx, remotes[i], s)
 		if createIfNeeded {
-			if writesOurs(cfg.Compression.Type) && !cfg.Compression.Force {
-				r.stayed.note(ctx, remotes[i], r.base, cfg.Compression.Type)
+			if writesOurs(cfg.Compression.Type) {
+				r.stayed.noteImage(ctx, remotes[i], r.base, cfg.Compression)
 			}
 			if remotes[i], err = r.rewriting.do(ctx, remotes[i], cfg.Compression); err != nil {
 				return nil, err

@@ -118,7 +118,7 @@ func TestPushStreams(t *testing.T) {
 				resolve := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) {
 					return &cacheTo{}, nil
 				}
-				if _, err := Cache("registry", resolve, nil)(ctx, session.NewGroup(name), nil); err != nil {
+				if _, err := Cache("registry", resolve, nil, nil)(ctx, session.NewGroup(name), nil); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -232,11 +232,11 @@ func TestCacheStreams(t *testing.T) {
 		pushes  bool
 		streams bool
 	}{
-		"alone":              {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil)}, false, true},
-		"two":                {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil), Cache("local", resolve, nil)}, false, false},
-		"beside a push":      {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil)}, true, false},
+		"alone":              {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil, nil)}, false, true},
+		"two":                {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil, nil), Cache("local", resolve, nil, nil)}, false, false},
+		"beside a push":      {[]remotecache.ResolveCacheExporterFunc{Cache("registry", resolve, nil, nil)}, true, false},
 		"one that seeks":     {[]remotecache.ResolveCacheExporterFunc{Shared(resolve)}, false, false},
-		"beside one of them": {[]remotecache.ResolveCacheExporterFunc{Shared(resolve), Cache("local", resolve, nil)}, false, false},
+		"beside one of them": {[]remotecache.ResolveCacheExporterFunc{Shared(resolve), Cache("local", resolve, nil, nil)}, false, false},
 		"no cache":           {nil, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -29,8 +29,9 @@ const (
 	zstdChunkedPrefix = "zstdchunked-"
 	keyZstdChunkSize  = zstdChunkedPrefix + "chunk-size"
 
-	// lossyLabel marks a blob that can't be zstd:chunked, whoever tries.
+	// lossyLabel marks a blob that can't be zstd:chunked, whoever tries, and names the file because of which, if it is one.
 	lossyLabel = "buildkitd-lazy/zstdchunked.lossy"
+	noFile     = "true"
 	// zstdOptionsLabel is what optionsLabel is of eStargz.
 	zstdOptionsLabel = "buildkitd-lazy/zstdchunked.options."
 )
@@ -163,13 +164,15 @@ func (l *zstdChunkedWriter) finalize(ctx context.Context, cs content.Store) (map
 	if err != nil {
 		return nil, err
 	}
-	label := zstdLabel(l.opt)
+	label, value := zstdLabel(l.opt), noFile
 	if written.Annotations == nil {
-		label = lossyLabel
+		if label = lossyLabel; written.Lossy != "" {
+			value = quoted(written.Lossy)
+		}
 		bklog.G(ctx).WithField("layer", written.Digest).WithField("file", written.Lossy).
 			Warn("a table of contents can't say what this layer's tar says; it is exported as zstd, without one, and can't be pulled lazily")
 	}
-	if err := l.label(ctx, cs, written.Digest, map[string]string{label: "true"}); err != nil {
+	if err := l.label(ctx, cs, written.Digest, map[string]string{label: value}); err != nil {
 		return nil, err
 	}
 	return maps.Clone(written.Annotations), nil

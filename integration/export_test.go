@@ -567,4 +567,43 @@ func TestExportStays(t *testing.T) {
 			t.Errorf("%s: progress:\n%s", c.attrs, res.Plain)
 		}
 	}
+	// So it is with caches, also where another daemon has imported them; the layers of the base are no matter. Once a layer is there in both formats, they
+	// have the one that is asked for.
+	d, s.Outputs = startDaemon(t, daemon.Options{Config: plainHTTP(reg)}), nil
+	cache := func(d *daemon.Daemon, ref, attrs, want string) {
+		t.Helper()
+		s.CacheTo = []string{"type=registry,mode=max,ref=" + reg.Ref(ref) + attrs}
+		n := strings.Count(build(t, d, s).Plain, "WARN: "+want)
+		if want != "" && n != 1 {
+			t.Errorf("%s: %d times %q", attrs, n, want)
+		} else if want == "" && n > 0 {
+			t.Errorf("%s: %d warnings", attrs, n)
+		}
+		m, err := pull(t, reg, ref).Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lazy := 0
+		for _, l := range m.Layers {
+			if l.Annotations[estargz.TOCJSONDigestAnnotation] != "" {
+				lazy++
+			}
+		}
+		if (want == "") != (lazy > 0) && attrs != "" {
+			t.Errorf("%s: %d layers are lazy", attrs, lazy)
+		}
+	}
+	cache(d, "cache:gzip", "", "")
+	cache(d, "cache:stays", ",compression=estargz", "compression=estargz of the registry cache: a layer that this build has made "+told)
+	cache(d, "cache:forced", ",compression=estargz,force-compression=true", "")
+	cache(d, "cache:both", ",compression=estargz", "")
+	d = startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	s.CacheFrom = []string{"type=registry,ref=" + reg.Ref("cache:gzip")}
+	cache(d, "cache:imported", ",compression=zstdchunked", "compression=zstdchunked of the registry cache: a layer that this build has made "+told)
+	s.CacheFrom = nil
+	d = startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	cache(d, "cache:new", ",compression=estargz", "")
+	d = startDaemon(t, daemon.Options{Config: plainHTTP(reg)})
+	s.CacheFrom = []string{"type=registry,ref=" + reg.Ref("cache:new")}
+	cache(d, "cache:again", ",compression=estargz", "")
 }

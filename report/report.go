@@ -105,9 +105,9 @@ type Account struct {
 	watchers []*watcher
 }
 
-// has reports whether the account lists the image.
-func (a *Account) has(b Base) bool {
-	return slices.ContainsFunc(a.images, func(i Base) bool { return i.is(b.Ref, b.Platform) && i.Digest == b.Digest })
+// has reports whether an image is one of these.
+func has(images []Base, b Base) bool {
+	return slices.ContainsFunc(images, func(i Base) bool { return i.is(b.Ref, b.Platform) && i.Digest == b.Digest })
 }
 
 // Descriptor is a layer as a manifest lists it.
@@ -234,7 +234,7 @@ func (r *Reporter) Use(sessions []string, img Base) {
 }
 
 func (r *Reporter) use(a *Account, img Base) {
-	if a.has(img) {
+	if has(a.images, img) {
 		return
 	}
 	a.images = append(a.images, img)
@@ -272,6 +272,36 @@ func (r *Reporter) Expect(sessions []string, ref, platform string) {
 	}
 }
 
+// Bases returns the layers of the images that the open builds of these sessions use.
+func (r *Reporter) Bases(sessions []string) map[digest.Digest]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	layers := map[digest.Digest]bool{}
+	for _, s := range sessions {
+		for _, a := range r.builds[s] {
+			for _, img := range r.imagesOf(a) {
+				for _, l := range img.Layers {
+					layers[l.Digest] = true
+				}
+			}
+		}
+	}
+	return layers
+}
+
+// imagesOf returns the images of a build, those that it has only asked for as well, as far as they are known. The caller holds mu.
+func (r *Reporter) imagesOf(a *Account) []Base {
+	images := slices.Clone(a.images)
+	for _, want := range a.wants {
+		for _, img := range r.known {
+			if img.is(want.Ref, want.Platform) && !has(images, img) {
+				images = append(images, img)
+			}
+		}
+	}
+	return images
+}
+
 // End closes the account of a build and returns it; ok is false if the build
 // used no image.
 func (r *Reporter) End(b *Account) (rep Report, ok bool) {
@@ -282,18 +312,12 @@ func (r *Reporter) End(b *Account) (rep Report, ok bool) {
 		delete(r.builds, b.session)
 	}
 	r.unfollow(b)
-	for _, want := range b.wants {
-		for _, img := range r.known {
-			if img.is(want.Ref, want.Platform) && !b.has(img) {
-				b.images = append(b.images, img)
-			}
-		}
-	}
-	if len(b.images) == 0 {
+	images := r.imagesOf(b)
+	if len(images) == 0 {
 		return Report{}, false
 	}
 	seen := map[digest.Digest]bool{}
-	for _, i := range b.images {
+	for _, i := range images {
 		img := r.image(i, b.base)
 		rep.Images = append(rep.Images, img)
 		for _, l := range img.Layers {

@@ -61,6 +61,25 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// Bases are the layers of what the builds of a session use, or have asked for and another build resolves, as long as they go on.
+func TestBases(t *testing.T) {
+	var r Reporter
+	build, other := r.Begin("s"), r.Begin("other")
+	r.Use([]string{"s"}, Base{Ref: "x", Digest: manifest, Layers: []Descriptor{{a, 1}}})
+	r.Expect([]string{"s"}, "y", "")
+	r.Use([]string{"other"}, Base{Ref: "y", Digest: manifest, Layers: []Descriptor{{b, 1}}})
+	for session, want := range map[string]map[digest.Digest]bool{"s": {a: true, b: true}, "other": {b: true}, "nobody": {}} {
+		if got := r.Bases([]string{session}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", session, got, want)
+		}
+	}
+	r.End(build)
+	if got := r.Bases([]string{"s"}); len(got) > 0 {
+		t.Errorf("after the build: %v", got)
+	}
+	r.End(other)
+}
+
 // A layer in two images of a build counts once in the sums.
 func TestSharedLayer(t *testing.T) {
 	var r Reporter

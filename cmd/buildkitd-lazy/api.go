@@ -184,8 +184,8 @@ func remoteCaches(cfg *bkconfig.Config, sm *session.Manager, w *worker.Worker) (
 	}
 	lists := &exporter.Lists{Sessions: sm, Dir: cfg.Root}
 	return map[string]remotecache.ResolveCacheExporterFunc{
-			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts), lists),
-			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm), lists),
+			"registry": exporter.Cache("registry", registry.ResolveCacheExporterFunc(sm, hosts), lists, w.Reporter().Bases),
+			"local":    exporter.Cache("local", local.ResolveCacheExporterFunc(sm), lists, w.Reporter().Bases),
 			"inline":   inline.ResolveCacheExporterFunc(),
 			"gha":      exporter.Shared(gha.ResolveCacheExporterFunc(cfg.Cache.GHA, verifier)),
 			"s3":       exporter.Shared(s3.ResolveCacheExporterFunc()),
