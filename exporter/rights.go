@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
-	"github.com/distribution/reference"
 )
 
 // refused says what to do about a registry that doesn't let the client write. BuildKit says what it was that the registry refused, but where the
@@ -46,7 +45,7 @@ func isAboutRights(reason error) bool {
 // hostsOf returns the registries that names lead to.
 func hostsOf(names string) (hosts []string) {
 	for _, r := range repositoriesOf(names) {
-		if host := reference.Domain(r); !slices.Contains(hosts, host) {
+		if host, _, _ := strings.Cut(r, "/"); host != "" && !slices.Contains(hosts, host) {
 			hosts = append(hosts, host)
 		}
 	}

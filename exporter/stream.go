@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/labels"
@@ -66,30 +67,46 @@ func ToCache(remotes []*solver.Remote, blobs Blobs, g session.Group) []*solver.R
 }
 
 // A push is under way where the context has one.
-type push struct{ stream bool }
+type push struct {
+	stream bool
+	to     []string // repositories, in the order in which BuildKit pushes to them; "" is none
+
+	mu   sync.Mutex
+	asks map[*ref]int // how often a ref was asked for its layers
+}
+
+// done returns the repositories that have the layers of a ref, which BuildKit asks for them once for each repository, before it pushes there.
+func (p *push) done(r *ref) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := min(p.asks[r], len(p.to))
+	p.asks[r]++
+	return p.to[:n]
+}
 
 type pushKey struct{}
 
 // pushing is what BuildKit's image exporter does at last: from then on it asks the refs for their layers only to read what the registry has
-// not got.
+// not got. It pushes to one name after another: what goes to several registries is read from where it is for each of them, and kept for none.
 func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Source, names, sessionID string) bkexporter.FinalizeFunc {
 	if finalize == nil || i.blobs == nil {
 		return finalize
 	}
 	repositories := repositoriesOf(names)
-	// What goes to several registries is fetched once and not for each of them, by way of the content store.
-	hosts := hostsOf(names)
 	done := wanted.addPush(sessionID, src)
 	return func(ctx context.Context) error {
 		defer done()
-		p := push{stream: len(hosts) < 2 && wanted.alone(sessionID, aPush)}
+		p := &push{stream: wanted.alone(sessionID, aPush), to: repositories, asks: map[*ref]int{}}
 		if err := finalize(context.WithValue(ctx, pushKey{}, p)); err != nil {
 			return refused(err, names)
 		}
-		for _, r := range repositories {
+		for n, r := range repositories {
+			if r == "" || slices.Contains(repositories[:n], r) {
+				continue
+			}
 			_ = src.EachRef(func(ref cache.ImmutableRef) error {
-				if err := i.blobs.Pushed(ctx, ref, r.Name()); err != nil {
-					bklog.G(ctx).WithError(err).WithField("repository", r.Name()).Warn("that a repository has the layers isn't kept")
+				if err := i.blobs.Pushed(ctx, ref, r); err != nil {
+					bklog.G(ctx).WithError(err).WithField("repository", r).Warn("that a repository has the layers isn't kept")
 				}
 				return nil
 			})
@@ -98,31 +115,29 @@ func (i *instance) pushing(finalize bkexporter.FinalizeFunc, src *bkexporter.Sou
 	}
 }
 
-// repositoriesOf returns the repositories of image names, which commas separate. BuildKit has pushed to them, so they can be parsed.
-func repositoriesOf(names string) (repositories []reference.Named) {
+// repositoriesOf returns the repositories of image names, which commas separate, for each name one: "" of what isn't one.
+func repositoriesOf(names string) (repositories []string) {
 	for name := range strings.SplitSeq(names, ",") {
-		r, err := reference.ParseNormalizedNamed(name)
-		if err != nil {
-			continue
+		locator := ""
+		if r, err := reference.ParseNormalizedNamed(name); err == nil {
+			locator = r.Name()
 		}
-		r = reference.TrimNamed(r)
-		if !slices.ContainsFunc(repositories, func(o reference.Named) bool { return o.Name() == r.Name() }) {
-			repositories = append(repositories, r)
-		}
+		repositories = append(repositories, locator)
 	}
 	return repositories
 }
 
 // toPush prepares a remote for being pushed, if that is under way.
 func (r *ref) toPush(ctx context.Context, remote *solver.Remote, g session.Group) *solver.Remote {
-	p, ok := ctx.Value(pushKey{}).(push)
+	p, ok := ctx.Value(pushKey{}).(*push)
 	if !ok {
 		return remote
 	}
+	done := p.done(r)
 	remote = &solver.Remote{Descriptors: slices.Clone(remote.Descriptors), Provider: remote.Provider}
 	for i := range remote.Descriptors {
 		d := &remote.Descriptors[i]
-		d.Annotations = withSources(d.Annotations, r.blobs.Repositories(d.Digest))
+		d.Annotations = withSources(d.Annotations, slices.Concat(r.blobs.Repositories(d.Digest), done))
 	}
 	if p.stream {
 		remote.Provider = &streaming{remote.Provider, r.blobs, g, nil}
@@ -141,7 +156,7 @@ func withSources(annotations map[string]string, repositories []string) map[strin
 	}
 	for _, r := range repositories {
 		u, err := url.Parse("dummy://" + r) // as BuildKit and containerd do: without the port
-		if err != nil {
+		if err != nil || r == "" {
 			continue
 		}
 		key, repo := labels.LabelDistributionSource+"."+u.Hostname(), strings.TrimPrefix(u.Path, "/")

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +63,7 @@ func (r *remoteRef) GetRemotes(context.Context, bool, cacheconfig.RefConfig, boo
 type pushes struct {
 	bkexporter.ExporterInstance
 	name        string
-	early, late *solver.Remote
+	early, late *solver.Remote // late is for the last name
 	fails       error
 	withoutPush bool
 }
@@ -85,12 +86,15 @@ func (p *pushes) Export(ctx context.Context, src *bkexporter.Source, _ bkexporte
 		return resp, nil, nil, nil
 	}
 	return resp, func(ctx context.Context) error {
-		p.late = get(ctx)
+		for range strings.SplitSeq(p.name, ",") {
+			p.late = get(ctx)
+		}
 		return p.fails
 	}, nil, nil
 }
 
-// A push reads lazy layers from where they are, unless others of the build want them as well; nothing else of an export does.
+// A push reads lazy layers from where they are, unless others of the build want them as well; nothing else of an export does. What one repository of a
+// registry has got is mounted into the next.
 func TestPushStreams(t *testing.T) {
 	lazy, local := ocispecs.Descriptor{Digest: digest.FromString("lazy")}, ocispecs.Descriptor{Digest: digest.FromString("local")}
 	for name, c := range map[string]struct {
@@ -99,14 +103,16 @@ func TestPushStreams(t *testing.T) {
 		fails      error
 		streams    bool
 		pushed     []string
+		sources    string // of registry r.test
 	}{
-		"one name":         {"image", "r.test/a:1", false, nil, true, []string{"r.test/a"}},
-		"one registry":     {"image", "r.test/a:1,r.test/b,r.test/a:2", false, nil, true, []string{"r.test/a", "r.test/b"}},
-		"two registries":   {"image", "r.test/a:1,s.test/a:1", false, nil, false, []string{"r.test/a", "s.test/a"}},
-		"beside a cache":   {"image", "r.test/a:1", true, nil, false, []string{"r.test/a"}},
-		"Docker Hub":       {"image", "busybox", false, nil, true, []string{"docker.io/library/busybox"}},
-		"fails":            {"image", "r.test/a:1", false, errStopped, true, nil},
-		"another exporter": {"oci", "r.test/a:1", false, nil, false, nil},
+		"one name":         {"image", "r.test/a:1", false, nil, true, []string{"r.test/a"}, "team/app,other"},
+		"one registry":     {"image", "r.test/a:1,r.test/b,r.test/a:2", false, nil, true, []string{"r.test/a", "r.test/b"}, "team/app,other,a,b"},
+		"two registries":   {"image", "r.test/a:1,s.test/a:1", false, nil, true, []string{"r.test/a", "s.test/a"}, "team/app,other,a"},
+		"beside a cache":   {"image", "r.test/a:1", true, nil, false, []string{"r.test/a"}, "team/app,other"},
+		"Docker Hub":       {"image", "busybox", false, nil, true, []string{"docker.io/library/busybox"}, "team/app,other"},
+		"no name":          {"image", "r.test/a:1,/,r.test/b", false, nil, true, []string{"r.test/a", "r.test/b"}, "team/app,other,a"},
+		"fails":            {"image", "r.test/a:1", false, errStopped, true, nil, "team/app,other"},
+		"another exporter": {"oci", "r.test/a:1", false, nil, false, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			blobs := &registryBlobs{lazy: map[digest.Digest]bool{lazy.Digest: true}, repos: map[digest.Digest][]string{lazy.Digest: {"r.test:5000/team/app", "r.test/other"}}}
@@ -147,7 +153,7 @@ func TestPushStreams(t *testing.T) {
 				t.Errorf("pushed to %q, want %q", blobs.pushed, c.pushed)
 			}
 			if c.kind == "image" {
-				if got, want := next.late.Descriptors[0].Annotations, map[string]string{"containerd.io/distribution.source.r.test": "team/app,other"}; !maps.Equal(got, want) {
+				if got, want := next.late.Descriptors[0].Annotations, map[string]string{"containerd.io/distribution.source.r.test": c.sources}; !maps.Equal(got, want) {
 					t.Errorf("annotations %v, want %v", got, want)
 				}
 			}

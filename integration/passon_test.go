@@ -294,18 +294,28 @@ func TestCachePassesOn(t *testing.T) {
 	}
 }
 
-// TestPushToTwoRegistries fetches a layer once, by way of the content store: so do two outputs, and a push beside a cache's export.
+// TestPushToTwoRegistries pushes to several registries, and beside a cache's export. To the names of one output, whose turns come one after another, the
+// layers go from where they are, once for each registry that hasn't got them; two outputs have them once, by way of the content store.
 func TestPushToTwoRegistries(t *testing.T) {
-	for name, change := range map[string]func(r *twoRegistries, third *registry.Registry, s *client.Solve){
-		"two names": func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
+	for name, c := range map[string]struct {
+		change  func(r *twoRegistries, third *registry.Registry, s *client.Solve)
+		fetched int64 // times
+	}{
+		"two names": {func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
 			s.Outputs = []string{`type=image,"name=` + r.target("app:1") + "," + third.Ref("app:1") + `",push=true,compression=estargz`}
-		},
-		"two outputs": func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
+		}, 2},
+		"the base's own": {func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
+			s.Outputs = []string{`type=image,"name=` + r.target("app:1") + "," + r.from.Ref("app:1") + "," + third.Ref("app:1") + `",push=true,compression=estargz`}
+		}, 2},
+		"two repositories": {func(r *twoRegistries, third *registry.Registry, s *client.Solve) {
+			s.Outputs = []string{`type=image,"name=` + r.target("app:1") + "," + r.target("other:1") + "," + third.Ref("app:1") + "," + third.Ref("other:1") + `",push=true,compression=estargz`}
+		}, 2},
+		"two outputs": {func(_ *twoRegistries, third *registry.Registry, s *client.Solve) {
 			s.Outputs = append(s.Outputs, "type=image,name="+third.Ref("app:1")+",push=true,compression=estargz")
-		},
-		"cache": func(_ *twoRegistries, third *registry.Registry, s *client.Solve) {
+		}, 1},
+		"cache": {func(_ *twoRegistries, third *registry.Registry, s *client.Solve) {
 			s.CacheTo = []string{"type=registry,mode=max,compression=estargz,ref=" + third.Ref("cache:1")}
-		},
+		}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -314,18 +324,24 @@ func TestPushToTwoRegistries(t *testing.T) {
 			d := startDaemon(t, daemon.Options{Config: r.config + plainHTTP(third)})
 			s := r.solve("app:1")
 			s.Context = filepath.Dir(writeFile(t, t.TempDir(), "Dockerfile", s.Dockerfile))
-			change(r, third, &s)
+			c.change(r, third, &s)
 			r.from.Log.Reset()
 			build(t, d, s)
 			big := r.layers[1]
 			size := sizeOf(t, r.base, big)
-			if sent := r.from.Log.BlobBytes()[big]; sent < size || sent > size+size/10 {
-				t.Errorf("%d bytes of %d were fetched", sent, size)
+			if sent := r.from.Log.BlobBytes()[big]; sent < c.fetched*size || sent > c.fetched*size+size/10 {
+				t.Errorf("%d bytes of %d were fetched, want them %d times", sent, size, c.fetched)
 			}
 			for _, reg := range []*registry.Registry{r.to, third} {
 				if got := uploaded(reg)[big]; got != size {
 					t.Errorf("%s received %d bytes of %d", reg.Host, got, size)
 				}
+			}
+			if got := uploaded(r.from)[big]; got != 0 {
+				t.Errorf("the base's own registry received %d bytes", got)
+			}
+			if c.fetched > 1 {
+				wantNotStored(t, d, r.layers...)
 			}
 			r.pull(t, "app:1")
 		})
