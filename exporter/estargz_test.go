@@ -33,6 +33,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
@@ -197,6 +198,29 @@ func TestConvertLossy(t *testing.T) {
 	}
 	if desc.Annotations[labels.LabelUncompressed] == "" {
 		t.Errorf("annotations %v", desc.Annotations)
+	}
+}
+
+// A layer that can't have a table of contents is gzip'ed once, and not looked for in vain.
+func TestConvertSparse(t *testing.T) {
+	for name, in := range layertest.Sparse(t) {
+		cs, comp := contentStore(t), ours(estargz.WriteOptions{})
+		desc, err := convert(t.Context(), cs, put(t, cs, in), comp)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if toc, ok := desc.Annotations[stargz.TOCJSONDigestAnnotation]; ok || desc.Annotations[labels.LabelUncompressed] != digest.FromBytes(in).String() {
+			t.Errorf("%s: announced as lazy, by %s, or it's another tar: %v", name, toc, desc.Annotations)
+		}
+		if needs, err := comp.Type.NeedsConversion(t.Context(), cs, *desc); err != nil || needs {
+			t.Errorf("%s: needs conversion again: %t, %v", name, needs, err)
+		}
+		if needs, err := ours(estargz.WriteOptions{MinChunkSize: 1}).Type.NeedsConversion(t.Context(), cs, *desc); err != nil || !needs {
+			t.Errorf("%s: with other options it needs conversion: %t, %v", name, needs, err)
+		}
+		if needs, err := compression.Gzip.NeedsConversion(t.Context(), cs, *desc); err != nil || needs {
+			t.Errorf("%s: it isn't gzip: %t, %v", name, needs, err)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
@@ -38,7 +39,7 @@ func TestStayed(t *testing.T) {
 		return *desc
 	}
 	stargz, chunked := ours(estargz.WriteOptions{}), oursChunked(zstdchunked.WriteOptions{})
-	a, b, lossy := layerTar(t, "a"), layerTar(t, "b"), layerTar(t, "caf\xe9")
+	a, b, lossy, sparse := layerTar(t, "a"), layerTar(t, "b"), layerTar(t, "caf\xe9"), layertest.Sparse(t)["0.1"]
 	forced := stargz
 	forced.Force = true
 	for name, c := range map[string]struct {
@@ -50,6 +51,7 @@ func TestStayed(t *testing.T) {
 		"chunked as wanted":     {chunked, []ocispecs.Descriptor{base, as(a, chunked)}, ""},
 		"forced":                {forced, []ocispecs.Descriptor{base, as(a, stargz)}, ""},
 		"not lazy":              {stargz, []ocispecs.Descriptor{base, as(a, stargz), as(lossy, stargz)}, `compression=estargz: a layer is not lazy, as a table of contents can't say what its tar says of "caf\xe9"`},
+		"not lazy, sparse":      {forced, []ocispecs.Descriptor{as(sparse, stargz), as(lossy, stargz)}, `compression=estargz: 2 layers are not lazy, as a table of contents can't say what their tars say of "caf\xe9" and "hole"`},
 		"chunked not lazy":      {chunked, []ocispecs.Descriptor{base, as(lossy, chunked), as(a, compression.New(compression.Zstd))}, "compression=zstdchunked: a layer that this build has made stays zstd, as it is in the cache; with force-compression=true all layers are converted\n" + `compression=zstdchunked: a layer is not lazy, as a table of contents can't say what its tar says of "caf\xe9"`},
 		"not compressed":        {stargz, []ocispecs.Descriptor{base, plain}, "compression=estargz: a layer that this build has made stays uncompressed, as it is in the cache; with force-compression=true all layers are converted"},
 		"gzip and zstd:chunked": {stargz, []ocispecs.Descriptor{base, as(a, compression.New(compression.Gzip)), as(b, chunked)}, "compression=estargz: 2 layers that this build has made stay gzip or zstdchunked, as they are in the cache; with force-compression=true all layers are converted"},

@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/baseimage"
@@ -70,12 +71,6 @@ func TestExportBadLayers(t *testing.T) {
 	debug := freePort(t)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[grpc]\ndebugAddress = \"" + debug + "\"\n"})
 	whole := tarOfFile(t, "some/file", noise(1, 20_000))
-	sparse := exec.CommandContext(t.Context(), "sh", "-c", "truncate -s 1M hole && echo x >> hole && tar --sparse -c hole")
-	sparse.Dir = t.TempDir()
-	holes, err := sparse.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
 	reserved := tarOfFile(t, "stargz.index.json", "{}")
 	layerOf := func(tar []byte) rawLayer { return rawLayer{gzipOf(t, tar), digest.FromBytes(tar)} }
 	flipped := gzipOf(t, whole)
@@ -95,7 +90,6 @@ func TestExportBadLayers(t *testing.T) {
 		"no tar":          {layerOf(bytes.Repeat([]byte("no tar"), 500)), []string{"is damaged", "invalid tar header", asItIs}},
 		"garbage in it":   {layerOf(garbled), []string{"is damaged", "invalid tar header", asItIs}},
 		"wrong DiffID":    {rawLayer{gzipOf(t, whole), digest.FromString("other")}, []string{"is damaged", digest.FromBytes(whole).String(), digest.FromString("other").String(), asItIs}},
-		"sparse file":     {layerOf(holes), []string{"can't be converted", `"hole"`, "sparse file", asItIs}},
 		"reserved name":   {layerOf(reserved), []string{"can't be converted", `"stargz.index.json"`, "reserved", asItIs}},
 		"encrypted":       {rawLayer{[]byte(noise(2, 5_000)), digest.FromString("secret")}, []string{"can't be converted", "it is encrypted", asItIs}},
 	} {
@@ -159,6 +153,44 @@ func TestExportBadLayers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("sparse files", func(t *testing.T) {
+		sparse := exec.CommandContext(t.Context(), "sh", "-c", "truncate -s 1M hole && echo x >> hole && tar --sparse --format=posix -c hole")
+		sparse.Dir = t.TempDir()
+		holes, err := sparse.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pushOn(t, reg, base, layerOf(holes), types.OCILayer, "bad:sparse")
+		for _, format := range []string{"estargz", "zstdchunked"} {
+			const forced = ",force-compression=true,compression="
+			s := client.Solve{
+				Dockerfile: "FROM " + reg.Ref("bad:sparse") + "\nENV A=b\n", Plain: true,
+				Outputs: []string{"type=image,name=" + reg.Ref(format+":sparse") + ",push=true" + forced + format},
+			}
+			told := "compression=" + format + `: a layer is not lazy, as a table of contents can't say what its tar says of "hole"`
+			for range 2 { // the second time it is there
+				if got := strings.Count(build(t, d, s).Plain, "WARN: "+told); got != 1 {
+					t.Errorf("%d times %q", got, told)
+				}
+			}
+			img := pull(t, reg, format+":sparse")
+			layers, err := img.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diffID, err := layers[len(layers)-1].DiffID(); err != nil || diffID.String() != digest.FromBytes(holes).String() {
+				t.Errorf("%s: the tar is %s, %v", format, diffID, err)
+			}
+			if format == "zstdchunked" {
+				wantZstdDiffIDs(t, img)
+			} else if err := validate.Image(img); err != nil {
+				t.Error(err)
+			}
+			// Who builds on it has the file with its hole.
+			res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref(format+":sparse") + "\nRUN wc -c /hole\n"})
+			wantContains(t, format+": output", res.Output(), "1048578 /hole")
+		}
+	})
 	t.Run("a step on an encrypted layer", func(t *testing.T) {
 		got := buildFails(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("bad:encrypted") + "\nRUN true\n"})
 		wantContains(t, "error", got, "unpack layer "+digest.FromString(noise(2, 5_000)).String(), "it is encrypted")

@@ -1,6 +1,7 @@
 package estargz
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -35,11 +36,8 @@ type Pool = frames.Pool
 // NewPool is that of package frames.
 func NewPool(cpus int) *Pool { return frames.NewPool(cpus) }
 
-// What a tar may have that a layer can't.
-var (
-	ErrReserved    = frames.ErrReserved
-	ErrUnsupported = frames.ErrUnsupported
-)
+// ErrReserved is what a tar may have that a layer can't.
+var ErrReserved = frames.ErrReserved
 
 const (
 	// DefaultChunkSize is that of stargz-snapshotter.
@@ -63,15 +61,16 @@ type Written struct {
 	// DiffID and TarSize are those of what the blob decompresses to: the tar, and behind it the TOC, unless that is external.
 	DiffID  digest.Digest
 	TarSize int64
-	// TOCDigest is what readers verify the TOC by.
+	// TOCDigest is what readers verify the TOC by, "" if there is none.
 	TOCDigest digest.Digest
 	// Tar is the digest of the tar.
 	Tar digest.Digest
 	// TOC is that as a gzip'ed tar, be it in the blob or external, and End where the frames of the blob end: as [Blob] has them.
 	TOC []byte
 	End int64
-	// Lossy is the first entry, if there is one, that has a name, a target or an xattr's name that isn't UTF-8. The
-	// TOC can't say what it is: such a layer is good for being pulled as a whole only.
+	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: such a layer is good for being pulled as a whole only. One
+	// that has a name, a target or an xattr's name which isn't UTF-8 has a TOC all the same; with a sparse file, or an entry of an unknown
+	// type, it is the tar, gzip'ed, and nothing else.
 	Lossy string
 }
 
@@ -81,9 +80,8 @@ type Written struct {
 // is depends on the tar and the options alone. The frames are compressed on all CPUs of the pool; what is in memory is bounded by
 // it, but for the TOC, some 300 bytes for each entry and chunk.
 //
-// A tar that can't be a layer without loss is an [layer.EntryError]: one that has a file of the names that the format needs
-// ([ErrReserved]), sparse files or unknown types. What a tar says of itself is not believed: one that ends early is an error that
-// wraps [io.ErrUnexpectedEOF].
+// A tar that has a file of the names that the format needs is an [layer.EntryError] that wraps [ErrReserved]. What a tar says of itself is not
+// believed: one that ends early is an error that wraps [io.ErrUnexpectedEOF].
 //
 // When Write returns, nothing of it runs any more. It does so when ctx ends, or w fails, as soon as a Read of
 // the tar returns that waits.
@@ -98,15 +96,17 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 	if err != nil {
 		return Written{}, err
 	}
-	tarSum, _ := out.Tar()
-	_, end := out.Blob()
-	tocDigest, toc, err := f.finish(out, opt.ExternalTOC)
-	if err != nil {
-		return Written{}, err
+	written := Written{Lossy: cmp.Or(out.Untold, out.Lossy)}
+	written.Tar, _ = out.Tar()
+	if out.Untold == "" {
+		_, written.End = out.Blob()
+		if written.TOCDigest, written.TOC, err = f.finish(out, opt.ExternalTOC); err != nil {
+			return Written{}, err
+		}
 	}
-	blob, size := out.Blob()
-	diffID, tarSize := out.Tar()
-	return Written{Digest: blob, Size: size, DiffID: diffID, TarSize: tarSize, TOCDigest: tocDigest, Tar: tarSum, TOC: toc, End: end, Lossy: out.Lossy}, nil
+	written.Digest, written.Size = out.Blob()
+	written.DiffID, written.TarSize = out.Tar()
+	return written, nil
 }
 
 // complete checks the options, and puts the defaults in.
@@ -151,6 +151,9 @@ func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 
 // Put implements frames.Format.
 func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
+	if fr.Untold {
+		return nil // there will be no TOC
+	}
 	for i := range fr.Records {
 		r := &fr.Records[i]
 		if r.Size > 0 {

@@ -89,6 +89,8 @@ func (p *Pool) release(f *Frame) {
 type Frame struct {
 	Tar     []byte
 	Records []Record
+	// Untold says that there is something in this frame, or in one before, that the TOC has no place for: see [Output.Untold].
+	Untold bool
 
 	limit int // of len(Tar)
 	room  int64

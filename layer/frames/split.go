@@ -22,12 +22,8 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
-var (
-	// ErrReserved is a file of a name that means something to readers of eStargz, and that they would hide or take for what it isn't.
-	ErrReserved = layer.Invalid("the name is reserved by the eStargz format: rename it, or choose zstdchunked")
-	// ErrUnsupported is an entry that a TOC has no place for.
-	ErrUnsupported = layer.Invalid("not supported by formats of lazy layers")
-)
+// ErrReserved is a file of a name that means something to readers of eStargz, and that they would hide or take for what it isn't.
+var ErrReserved = layer.Invalid("the name is reserved by the eStargz format: rename it, or choose zstdchunked")
 
 const (
 	// landmarkContent is what a landmark has, when it is one.
@@ -36,6 +32,9 @@ const (
 	frameSlack = 64 << 10
 	// usualMinChunk is up to which minimal chunk size there is room from the beginning for all that goes into a frame.
 	usualMinChunk = 64 << 10
+
+	// maxKept is how much of what isn't a payload is kept before it goes into frames.
+	maxKept = 256 << 10
 
 	xattrRecord  = "SCHILY.xattr."
 	sparseRecord = "GNU.sparse."
@@ -53,17 +52,19 @@ type splitter struct {
 	send                func(*Frame)
 
 	frame *Frame // nil when the next byte begins one
-	// lossy is the first name that the TOC can't have.
-	lossy          string
+	// lossy is the first name that the TOC can't have, untold the first entry that it has no place for.
+	lossy, untold  string
 	unames, gnames map[int]string // as the entries before have said them
 }
 
 func newSplitter(ctx context.Context, r io.Reader, opt Options, send func(*Frame)) *splitter {
 	src := &recorder{r: bufio.NewReaderSize(r, 64<<10)}
-	return &splitter{
+	s := &splitter{
 		ctx: ctx, src: src, tar: tar.NewReader(src), chunkSize: opt.ChunkSize, minChunk: opt.MinChunkSize, estargz: opt.EStargz, pool: opt.Pool, send: send,
 		unames: map[int]string{}, gnames: map[int]string{},
 	}
+	src.spill = s.headers
+	return s
 }
 
 // run sends all frames.
@@ -77,13 +78,14 @@ func (s *splitter) run() (err error) {
 		}
 	}()
 	padding := 0 // behind the last payload
+	told := true // whether the TOC has a place for the last entry
 	last := "its beginning"
 	for {
 		s.src.record()
 		h, err := s.tar.Next()
 		headers := s.src.stop()
 		switch {
-		case errors.Is(err, io.EOF) && !ends(headers, padding):
+		case errors.Is(err, io.EOF) && told && !ends(headers, padding):
 			return fmt.Errorf("read the tar behind %s: it ends early: %w", last, io.ErrUnexpectedEOF)
 		case errors.Is(err, io.EOF):
 			if err := s.headers(headers); err != nil {
@@ -96,14 +98,34 @@ func (s *splitter) run() (err error) {
 		if err := s.headers(headers); err != nil {
 			return err
 		}
+		last, padding = strconv.Quote(h.Name), 0
+		if told = tellable(h); !told {
+			// Its content comes with the headers of the next entry.
+			s.untold, s.frame.Untold = cmp.Or(s.untold, h.Name), true
+			continue
+		}
 		if err := s.entry(h); err != nil {
 			return &layer.EntryError{Name: h.Name, Err: err}
 		}
-		last, padding = strconv.Quote(h.Name), 0
 		if h.Typeflag == tar.TypeReg {
 			padding = int(-h.Size & 511)
 		}
 	}
+}
+
+// tellable reports whether a TOC has a place for an entry. It has none for sparse files, of which the tar leaves out the holes, which a chunk would
+// have to have, nor for types that nobody knows.
+func tellable(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, sparseRecord) {
+			return false
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeLink, tar.TypeSymlink, tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo, tar.TypeXGlobalHeader:
+		return true
+	}
+	return false
 }
 
 // ends reports whether a tar may end with what is behind the last payload: its padding, and nothing or zeros. Archive/tar doesn't mind other
@@ -178,9 +200,6 @@ func (s *splitter) entry(h *tar.Header) error {
 		}
 	}
 	for key, value := range h.PAXRecords {
-		if strings.HasPrefix(key, sparseRecord) {
-			return errSparse
-		}
 		if name, ok := strings.CutPrefix(key, xattrRecord); ok {
 			if r.TOC.Xattrs == nil {
 				r.TOC.Xattrs = map[string][]byte{}
@@ -210,18 +229,11 @@ func (s *splitter) entry(h *tar.Header) error {
 		r.TOC.Type, r.TOC.DevMajor, r.TOC.DevMinor = "block", h.Devmajor, h.Devminor
 	case tar.TypeFifo:
 		r.TOC.Type = "fifo"
-	case tar.TypeGNUSparse:
-		return errSparse
-	default:
-		return fmt.Errorf("entry of type %q: %w", h.Typeflag, ErrUnsupported)
 	}
 	r.Start = len(s.frame.Tar)
 	s.frame.Records = append(s.frame.Records, r)
 	return nil
 }
-
-// errSparse: the tar leaves out the holes, which a chunk would have to have.
-var errSparse = fmt.Errorf("sparse file: %w", ErrUnsupported)
 
 // mind takes note of a name that the TOC can't have.
 func (s *splitter) mind(h *tar.Header, name string) {
@@ -290,8 +302,11 @@ func (f *Frame) hasPayload() bool {
 // open begins a frame.
 func (s *splitter) open(n int64) (err error) {
 	n = max(n, 2*min(s.minChunk, usualMinChunk)) + frameSlack
-	s.frame, err = s.pool.frame(s.ctx, int(n), int(max(n, 2*s.minChunk+frameSlack)))
-	return err
+	if s.frame, err = s.pool.frame(s.ctx, int(n), int(max(n, 2*s.minChunk+frameSlack))); err != nil {
+		return err
+	}
+	s.frame.Untold = s.untold != ""
+	return nil
 }
 
 // flush sends the frame at hand.
@@ -325,22 +340,29 @@ func sayable(t time.Time) bool { return t.UTC().Year() >= 0 && t.UTC().Year() <=
 
 // A recorder remembers what is read through it, when it is told to.
 type recorder struct {
-	r    io.Reader
-	on   bool
-	kept []byte
+	r     io.Reader
+	spill func([]byte) error // takes what is too much to be remembered
+	on    bool
+	kept  []byte
 }
 
 func (r *recorder) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
-	if r.on {
-		r.kept = append(r.kept, p[:n]...)
+	if !r.on {
+		return n, err
+	}
+	if r.kept = append(r.kept, p[:n]...); len(r.kept) > maxKept {
+		if serr := r.spill(r.kept); serr != nil {
+			return n, serr
+		}
+		r.kept = r.kept[:0]
 	}
 	return n, err
 }
 
 func (r *recorder) record() { r.on, r.kept = true, r.kept[:0] }
 
-// stop returns what was read since record; it is good until the next time.
+// stop returns what was read since record, or else since it was spilled; it is good until the next time.
 func (r *recorder) stop() []byte {
 	r.on = false
 	return r.kept

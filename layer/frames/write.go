@@ -84,7 +84,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, format Format, opt O
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	j.out.Sums, j.out.Lossy = j.out.digests.sums, s.lossy
+	j.out.Sums, j.out.Lossy, j.out.Untold = j.out.digests.sums, s.lossy, s.untold
 	return j.out, nil
 }
 
@@ -94,6 +94,8 @@ type Output struct {
 	Sums []digest.Digest
 	// Lossy is the first entry, if there is one, that the TOC can't have as it is.
 	Lossy string
+	// Untold is the first entry, if there is one, that a TOC has no place for: a sparse file, or one of an unknown type.
+	Untold string
 
 	w         io.Writer
 	digests   *digests

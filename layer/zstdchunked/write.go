@@ -1,6 +1,7 @@
 package zstdchunked
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -47,7 +48,7 @@ type Written struct {
 	TOC []byte
 	End int64
 	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: names that aren't UTF-8, two of one name, times that
-	// RFC 3339 doesn't know, headers for all of the tar. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
+	// RFC 3339 doesn't know, headers for all of the tar, sparse files, entries of unknown types. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
 	// annotations.
 	Lossy string
 }
@@ -57,8 +58,7 @@ type Written struct {
 // The blob decompresses to the tar, byte by byte. What it is depends on the tar and the options alone. It is compressed as package frames
 // has it; what is in memory for each entry is some 300 bytes of TOC, and its headers, compressed.
 //
-// A tar that can't be a layer without loss is an [layer.EntryError]: one that has sparse files or unknown types. One that ends early is an
-// error that wraps [io.ErrUnexpectedEOF].
+// A tar that ends early is an error that wraps [io.ErrUnexpectedEOF].
 func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (Written, error) {
 	if opt.ChunkSize == 0 {
 		opt.ChunkSize = frames.DefaultChunkSize
@@ -83,9 +83,7 @@ func Write(ctx context.Context, w io.Writer, tar io.Reader, opt WriteOptions) (W
 		return Written{}, err
 	}
 	var written Written
-	if written.Lossy = out.Lossy; written.Lossy == "" {
-		written.Lossy = split.twice
-	}
+	written.Lossy = cmp.Or(out.Untold, out.Lossy, split.twice)
 	if written.Lossy == "" {
 		_, written.End = out.Blob()
 		if written.Annotations, written.TOC, err = f.finish(out); err != nil {
@@ -148,6 +146,9 @@ func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 
 // Put implements frames.Format.
 func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
+	if fr.Untold {
+		return nil // there will be no TOC
+	}
 	for i := range fr.Records {
 		r := &fr.Records[i]
 		e := entry{Entry: r.TOC, AccessTime: r.AccessTime, ChangeTime: r.ChangeTime}

@@ -195,15 +195,21 @@ func TestLossy(t *testing.T) {
 	}
 	late := file("late", "x")
 	late.ModTime = time.Date(12345, 1, 1, 0, 0, 0, 0, time.UTC)
-	for name, tc := range map[string]struct {
+	type lossy struct {
 		in   []byte
 		want string
-	}{
+	}
+	layers := map[string]lossy{
 		"not UTF-8": {layertest.Tar(t, file("a", "x"), file("caf\xe9", "y")), "caf\xe9"},
 		"twice":     {twice, "./a"},
 		"global":    {global.Bytes(), "globals"},
 		"late":      {layertest.Tar(t, late), "late"},
-	} {
+		"type":      {layertest.Tar(t, file("a", "x"), layertest.Entry{Header: tar.Header{Typeflag: 'Q', Name: "odd"}}), "odd"},
+	}
+	for name, in := range layertest.Sparse(t) {
+		layers["sparse "+name] = lossy{in, "hole"}
+	}
+	for name, tc := range layers {
 		var out bytes.Buffer
 		w, err := zstdchunked.Write(t.Context(), &out, bytes.NewReader(tc.in), zstdchunked.WriteOptions{})
 		if err != nil || w.Lossy != tc.want || w.Annotations != nil {
