@@ -39,11 +39,13 @@ func (w *Worker) DiskUsage(ctx context.Context, opt client.DiskUsageInfo) ([]*cl
 
 // Prune implements worker.Worker. By the sizes of lazy layers it knows what it has to remove to keep to a policy.
 func (w *Worker) Prune(ctx context.Context, ch chan client.UsageInfo, opts ...client.PruneInfo) error {
-	ctx, err := w.account(ctx)
-	if err != nil {
-		return err
-	}
-	return w.Worker.Prune(ctx, ch, opts...)
+	return w.prunes.do(ctx, func(ctx context.Context) error {
+		ctx, err := w.account(ctx)
+		if err != nil {
+			return err
+		}
+		return w.Worker.Prune(ctx, ch, opts...)
+	})
 }
 
 // account returns a context in which the cache manager counts lazy layers, and what forced exports have made of them, and makes it forget the

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os/exec"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -68,6 +69,7 @@ type Worker struct {
 	images      *source.Source
 	door        Door
 	accounts    accounts
+	prunes      prunes
 	passwords   *passwords
 	unregister  func() error // metrics
 }
@@ -236,8 +238,12 @@ func (w *Worker) FromRemote(ctx context.Context, remote *solver.Remote) (cache.I
 	return w.planner.FromRemote(ctx, remote, w.Worker.FromRemote)
 }
 
-// Close implements worker.Worker: it unmounts all lazy layers.
+// pruneEnds is how long a garbage collection may take to notice that the daemon is being stopped.
+const pruneEnds = 5 * time.Second
+
+// Close implements worker.Worker: it ends garbage collections, and unmounts all lazy layers.
 func (w *Worker) Close() error {
+	w.prunes.end(pruneEnds)
 	var err error
 	if w.unregister != nil {
 		err = w.unregister()
