@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"text/template"
 
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/urfave/cli/v3"
@@ -34,7 +33,7 @@ func checkCommand(def *bkconfig.Config) *cli.Command {
 		rootFlag(def),
 		ociBinaryFlag(def),
 		lazyMountFlag(),
-		&cli.StringFlag{Name: "format", Usage: "Go `TEMPLATE` for the result, such as '{{json .}}'"},
+		formatFlag("the result"),
 	}
 	for _, f := range flags {
 		place(f, "")
@@ -54,9 +53,9 @@ func check(ctx context.Context, c *cli.Command) error {
 	if c.Args().Present() {
 		return fmt.Errorf("check takes no arguments, got %q", c.Args().First())
 	}
-	format, err := template.New("--format").Funcs(template.FuncMap{"json": marshal}).Parse(c.String("format"))
+	format, err := parseFormat(c, checkResult{Report: host.Report{Checks: make([]host.Check, 1)}})
 	if err != nil {
-		return fmt.Errorf("--format: %w", err)
+		return err
 	}
 	// The flags may stand on either side of the word check.
 	value := func(name string) (string, bool) {
@@ -103,12 +102,12 @@ func check(ctx context.Context, c *cli.Command) error {
 	result := checkResult{Report: report, Builds: len(missing) == 0, Lazy: door, Reason: reason}
 
 	out := c.Root().Writer
-	if c.String("format") != "" {
-		if err := format.Execute(out, result); err != nil {
-			return fmt.Errorf("--format: %w", err)
-		}
-		fmt.Fprintln(out)
-	} else if err := printCheck(out, result); err != nil {
+	if format != nil {
+		err = executeFormat(out, format, result)
+	} else {
+		err = printCheck(out, result)
+	}
+	if err != nil {
 		return err
 	}
 	if len(missing) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -321,8 +322,12 @@ func orAuto(s string) string {
 	return s
 }
 
-// keepStorage is the default of --oci-worker-gc-keepstorage on the disk that holds the state directory.
+// keepStorage is the default of --oci-worker-gc-keepstorage on the disk that holds the state directory, or will.
 func keepStorage(def *bkconfig.Config) string {
-	stat, _ := disk.GetDiskStat(def.Root) // not there yet: a cap that doesn't depend on the disk's size
+	stat, err := disk.GetDiskStat(def.Root)
+	for dir := def.Root; err != nil && dir != filepath.Dir(dir); {
+		dir = filepath.Dir(dir)
+		stat, err = disk.GetDiskStat(dir)
+	}
 	return formatKeepStorage(def.Workers.OCI.GCConfig, stat)
 }

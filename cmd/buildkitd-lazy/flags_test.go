@@ -214,6 +214,7 @@ func TestWrongCommandLine(t *testing.T) {
 		{"--root", "flag needs an argument: --root; buildkitd-lazy --help lists the flags"},
 		{"check --formt x", "unknown flag --formt; did you mean --format? (buildkitd-lazy check --help lists the flags)"},
 		{"check --format {{", "--format: template: --format:1: unclosed action"},
+		{"check --format {{.Nothing}}", `--format: template: --format:1:2: executing "--format" at <.Nothing>: can't evaluate field Nothing in type main.checkResult`},
 		{"check this", `check takes no arguments, got "this"`},
 		{"convert a", "convert takes a source and a destination, got 1 arguments; buildkitd-lazy convert --help shows how"},
 		{"convert --compression=snappy a b", "--compression=snappy: there is no such format of lazy layers; want estargz or zstdchunked"},
@@ -246,7 +247,7 @@ func TestWrongCommandLine(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
-	o := runDaemon(t, daemonCommand(t, nil, "--root", dir, "check", "--lazy-mount=off", "--format", "{{json .}}"))
+	o := runDaemon(t, daemonCommand(t, nil, "--root", dir, "check", "--lazy-mount=off", "--format", "json"))
 	var got struct {
 		StateDir string
 		Checks   []struct{ Name string }

@@ -286,6 +286,12 @@ func TestKeepStorageRoundTrip(t *testing.T) {
 	if got := formatKeepStorage(old, disk.DiskStat{}); got != "12" {
 		t.Errorf("gckeepstorage = 12 MB is %s", got)
 	}
+	// Before the first start, what will be the default after it.
+	dir := t.TempDir()
+	there, later := &bkconfig.Config{Root: dir}, &bkconfig.Config{Root: filepath.Join(dir, "not", "yet")}
+	if a, b := keepStorage(there), keepStorage(later); a != b || strings.Count(a, ",") != 2 {
+		t.Errorf("%s where the state directory is, %s where it will be", a, b)
+	}
 }
 
 func TestSystem(t *testing.T) {
