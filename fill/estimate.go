@@ -21,6 +21,8 @@ const (
 type estimate struct {
 	rate float64       // bytes per second
 	rtt  time.Duration // from a request to its first byte
+	// measured says that the rate is not the one to start with any more.
+	measured bool
 	// least is the shortest of them so far.
 	least time.Duration
 
@@ -72,7 +74,10 @@ func (e *estimate) sample(rate float64) {
 		e.rate += (rate - e.rate) / 2
 	case e.busy:
 		e.rate += (rate - e.rate) / 4
+	default:
+		return
 	}
+	e.measured = true
 	e.rate = min(max(e.rate, minRate), maxRate)
 }
 

@@ -66,7 +66,7 @@ type Miss struct {
 	// Start and Waited say when it was and how long it took.
 	Start  time.Time
 	Waited time.Duration
-	// Err is what Fill returned.
+	// Err is what Fill returned, nil also if nobody waited any more.
 	Err error
 }
 
@@ -251,21 +251,22 @@ func (f *Filler) miss(ctx context.Context, m Miss, first, end int) error {
 		f.count.hits.Add(1)
 		return nil
 	}
-	f.count.misses.Add(1)
 	m.Start = time.Now()
-	m.Err = f.wait(ctx, flights, m.Start)
+	err = f.wait(ctx, flights, m.Start)
 	m.Waited = time.Since(m.Start)
+	f.count.misses.Add(1)
 	f.count.waited.Add(int64(m.Waited))
 	if f.s.opt.Waited != nil {
 		f.s.opt.Waited(m.Waited)
 	}
-	if m.Err != nil && context.Cause(ctx) == nil {
+	if err != nil && context.Cause(ctx) == nil {
 		f.count.errors.Add(1)
+		m.Err = err
 	}
 	if f.opt.Missed != nil {
 		f.opt.Missed(m)
 	}
-	return m.Err
+	return err
 }
 
 // wait waits for all flights, or for the first that fails.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -108,7 +109,10 @@ func TestSequentialColdReadReaches85PercentOfTheLink(t *testing.T) {
 					b.readFile(t, 0)
 					d, ideal := time.Since(start), l.takes(int64(len(im.blob)))
 					_, most, sent := l.figures()
-					rate, rtt := b.s.Link()
+					rate, rtt, measured := b.s.Link()
+					if !measured {
+						t.Error("the link isn't measured")
+					}
 					t.Logf("%s, %.0f %% of the link; at most %d requests outstanding; link estimated at %.1f MB/s, %s", d, 100*ideal.Seconds()/d.Seconds(), most, rate/1e6, rtt)
 					if d > ideal*100/85 {
 						t.Errorf("took %s, the link alone %s", d, ideal)
@@ -372,6 +376,35 @@ func TestSlowReadsAreTold(t *testing.T) {
 	})
 }
 
+// Who has gone while a read waited got no error, and there is none in the figures, which agree while it goes on.
+func TestAReaderThatGoesIsNoError(t *testing.T) {
+	im := imageOf(t, 1<<20, 1<<20)
+	synctest.Test(t, func(t *testing.T) {
+		l := &link{rate: 1e5, rtt: time.Second}
+		s := NewScheduler(SchedulerOptions{})
+		defer s.Close()
+		var misses []Miss
+		f := s.Open(im.Layer, l.serve(im), newMemory(im), LayerOptions{Missed: func(m Miss) { misses = append(misses, m) }})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		time.AfterFunc(time.Second, func() {
+			if st := f.Stats(); st.Misses != 0 || st.Waited != 0 {
+				t.Errorf("while it waits: %+v", st)
+			}
+		})
+		start := time.Now()
+		if err := f.Fill(ctx, 0, 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Fill: %v", err)
+		}
+		if want := []Miss{{Bytes: 1, Start: start, Waited: 2 * time.Second}}; !slices.Equal(misses, want) {
+			t.Errorf("misses %+v, want %+v", misses, want)
+		}
+		if st := f.Stats(); st.Misses != 1 || st.Waited != 2*time.Second || st.Errors != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
 // What a profile names comes before anybody asks, in few requests although it leaves out this and that.
 func TestPrefetch(t *testing.T) {
 	im := imageOf(t, 4<<20, many(3000, 5000)...)
@@ -426,11 +459,11 @@ func TestLocalBytesSayNothingOfTheLink(t *testing.T) {
 		for i := range 30 {
 			b.readFile(t, i)
 		}
-		rate, rtt := b.s.Link()
+		rate, rtt, _ := b.s.Link()
 		for i := range 10 {
 			b.readFile(t, 59-3*i)
 		}
-		if r, d := b.s.Link(); r != rate || d != rtt {
+		if r, d, _ := b.s.Link(); r != rate || d != rtt {
 			t.Errorf("link is %.0f B/s, %v; after local bytes %.0f B/s, %v", rate, rtt, r, d)
 		}
 	})

@@ -97,12 +97,16 @@ func NewScheduler(opt SchedulerOptions) *Scheduler {
 	return s
 }
 
-// Link returns what the Scheduler takes the link for: bytes per second, and the time from a request to its first byte.
-func (s *Scheduler) Link() (rate float64, rtt time.Duration) {
+// Link returns what the link is taken for: its rate in bytes per second, which is measured or the one to start with, and the time from a request to its
+// first byte.
+func (s *Scheduler) Link() (rate float64, rtt time.Duration, measured bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.est.rate, s.est.rtt
+	return s.est.rate, s.est.rtt, s.est.measured
 }
+
+// SlowAfter is how long a read waits until that is told.
+func (s *Scheduler) SlowAfter() time.Duration { return s.opt.SlowAfter }
 
 // Close closes all Fillers and waits for what they have under way.
 func (s *Scheduler) Close() error {

@@ -23,10 +23,11 @@ type Stats struct {
 type Summary struct {
 	// Door is how readers get into layers.
 	Door string `json:"door"`
-	// Link is what the link to the registries is taken for.
+	// Link is what the link to the registries is taken for. Until enough has come over it to measure its rate, that is a guess.
 	Link struct {
 		BytesPerSecond int64   `json:"bytesPerSecond"`
 		RTTSeconds     float64 `json:"rttSeconds"`
+		Measured       bool    `json:"measured"`
 	} `json:"link"`
 	// Queue is what is to be fetched, in bytes by urgency.
 	Queue fill.Queue `json:"queue"`
@@ -131,8 +132,8 @@ func (e *engine) summary() (Summary, []*served) {
 		Fetched: t.fetched.Load(), Copied: t.copied.Load(), Served: t.served.Load(), Misses: t.misses.Load(), Errors: t.errors.Load(),
 		Retries: t.retries.Load(), Corrupt: t.corrupt.Load(),
 	}}
-	rate, rtt := e.sched.Link()
-	sum.Link.BytesPerSecond, sum.Link.RTTSeconds = int64(rate), rtt.Seconds()
+	rate, rtt, measured := e.sched.Link()
+	sum.Link.BytesPerSecond, sum.Link.RTTSeconds, sum.Link.Measured = int64(rate), rtt.Seconds(), measured
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	layers := make([]*served, 0, len(e.layers))

@@ -62,7 +62,11 @@ func writeLazy(to io.Writer, st snapshot.Stats) error {
 	fmt.Fprintf(w, "reads\t%d waited, %d failed\n", t.Misses, t.Errors)
 	fmt.Fprintf(w, "retries\t%d\n", t.Retries)
 	fmt.Fprintf(w, "corrupt\t%d\n", t.Corrupt)
-	fmt.Fprintf(w, "link\t%s/s, %s to the first byte\n", bytesOf(st.Link.BytesPerSecond), seconds(st.Link.RTTSeconds))
+	guess := ""
+	if !st.Link.Measured {
+		guess = "not measured yet, taken for "
+	}
+	fmt.Fprintf(w, "link\t%s%s/s, %s to the first byte\n", guess, bytesOf(st.Link.BytesPerSecond), seconds(st.Link.RTTSeconds))
 	q := st.Queue
 	fmt.Fprintf(w, "queue\t%s waited for, %s ahead, %s of profiles, %s in the background, %d frames not looked at\n",
 		bytesOf(q.Demand), bytesOf(q.Ahead), bytesOf(q.Profiled), bytesOf(q.Background), q.Unswept)
@@ -105,6 +109,8 @@ func bytesOf(n int64) string {
 func seconds(s float64) string {
 	d := time.Duration(s * float64(time.Second))
 	switch {
+	case d >= time.Minute:
+		return d.Round(time.Second).String()
 	case d >= time.Second:
 		return d.Round(10 * time.Millisecond).String()
 	case d >= time.Millisecond:

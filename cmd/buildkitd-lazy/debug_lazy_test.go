@@ -28,7 +28,7 @@ func TestDebugLazy(t *testing.T) {
 		Layers: []snapshot.LayerStats{
 			{
 				Digest: dgst, Repository: "registry.example/team/image", Source: "mirror.example", Open: true, Filled: 2_500_000, Total: 620_000_000,
-				Fetched: 1_900_000, Copied: 250_000, Hits: 4, Misses: 7, WaitSeconds: 1.25, Retries: 3, Trouble: "mirror.example answered 503", TroubleSeconds: 61,
+				Fetched: 1_900_000, Copied: 250_000, Hits: 4, Misses: 7, WaitSeconds: 1.25, Retries: 3, Trouble: "mirror.example answered 503", TroubleSeconds: 61.23,
 			},
 			{Digest: dgst, Open: true, Filled: 10, Total: 10},
 			{Digest: dgst},
@@ -65,7 +65,7 @@ served   0 B, but for what the kernel answered by itself
 reads    7 waited, 0 failed
 retries  3
 corrupt  0
-link     0 B/s, 0s to the first byte
+link     not measured yet, taken for 0 B/s, 0s to the first byte
 queue    0 B waited for, 1.5 kB ahead, 0 B of profiles, 0 B in the background, 0 frames not looked at
 
 LAYER  DOOR   FILLED    OF      FETCHED  COPIED  HITS  MISSES  WAITED  ERRORS  RETRIES  CORRUPT  SOURCE          REPOSITORY
