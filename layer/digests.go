@@ -51,6 +51,22 @@ func (p *packed) compareAt(k int, o *packed, m int) int {
 	return bytes.Compare(p.sum(c), o.sum(d))
 }
 
+// Order returns what stands for the chunks in the order of their digests: in the upper half of each number the first 4 bytes of the digest, in the lower
+// one the chunk's index. Two layers can be compared by it, but for a chance match, of which one isn't open. For a layer that isn't packed it is nil.
+func (l *Layer) Order() []uint64 {
+	p := l.packed
+	if p == nil {
+		return nil
+	}
+	order := make([]uint64, len(l.Chunks))
+	p.reading(func() {
+		for k := range order {
+			order[k] = le.Uint64(p.b[p.sums+int64(k)*sumSize:])
+		}
+	})
+	return order
+}
+
 // WithDigest iterates over the chunks whose bytes have a SHA-256, by their indices in Layer.Chunks. In a layer that isn't packed none is found.
 func (l *Layer) WithDigest(sum [sha256.Size]byte) iter.Seq[int] {
 	return func(yield func(int) bool) {

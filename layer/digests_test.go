@@ -2,6 +2,7 @@ package layer_test
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -104,5 +105,35 @@ func TestChunksInCommonTakeOneLookAtEach(t *testing.T) {
 	b.Shared(b, count, count)
 	if found != n {
 		t.Errorf("%d chunks are there more than once, want %d", found, n)
+	}
+}
+
+// The order of a layer has each of its chunks, and digests in their order, as far as it says what they are.
+func TestOrder(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	var digests [][sha256.Size]byte
+	for i := range 1000 {
+		digests = append(digests, sha256.Sum256([]byte{byte(rnd.IntN(256)), byte(i / 500)}))
+	}
+	order := withDigests(t, digests...).Order()
+	var chunks []int
+	for k, o := range order {
+		c := int(uint32(o))
+		chunks = append(chunks, c)
+		if want := binary.BigEndian.Uint32(digests[c][:]); uint32(o>>32) != want {
+			t.Fatalf("chunk %d: %08x, want %08x", c, uint32(o>>32), want)
+		}
+		if k > 0 && order[k-1]>>32 > o>>32 {
+			t.Fatalf("%016x comes before %016x", order[k-1], o)
+		}
+	}
+	slices.Sort(chunks)
+	for i := range digests {
+		if i >= len(chunks) || chunks[i] != i {
+			t.Fatalf("chunk %d isn't in the order once", i)
+		}
+	}
+	if l := (&layer.Layer{Chunks: make([]layer.Chunk, 1), Digests: make([][sha256.Size]byte, 1)}); l.Order() != nil {
+		t.Error("a layer that isn't packed has an order")
 	}
 }

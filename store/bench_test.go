@@ -2,8 +2,14 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 )
 
 func BenchmarkHave(b *testing.B) {
@@ -109,5 +115,39 @@ func BenchmarkBind(b *testing.B) {
 				hold(b, s, fx)
 			}
 		})
+	}
+}
+
+// What it takes to compare a layer of 30,000 files with 20 others of as many that are in the store, none of which has one of its files.
+func BenchmarkAlike(b *testing.B) {
+	s := open(b, b.TempDir(), Options{})
+	var l *Layer
+	for n := range 21 {
+		name := fmt.Sprint("layer ", n)
+		fx := &fixture{key: Key{Blob: digest.FromString(name), TOC: digest.FromString("toc of " + name)}, truth: []byte(name)}
+		fx.model = &layer.Layer{Inodes: []layer.Inode{{Mode: 0o40755}}, DataSize: 30_000 * layer.BlockSize}
+		for i := range 30_000 {
+			content := fmt.Append([]byte(name), i)
+			if i == 0 {
+				content = fx.truth
+			}
+			fx.model.Chunks = append(fx.model.Chunks, layer.Chunk{Data: int64(i) * layer.BlockSize, Size: int64(len(content))})
+			fx.model.Digests = append(fx.model.Digests, sha256.Sum256(content))
+		}
+		l = hold(b, s, fx)
+		l.Alike(0)
+		if n == 20 {
+			break
+		}
+		if err := errors.Join(l.WriteChunk(fx.verified(0)), l.Settle()); err != nil {
+			b.Fatal(err)
+		}
+		l.Release()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if alike := l.Alike(0); len(alike) > 0 {
+			b.Fatal(alike)
+		}
 	}
 }

@@ -11,6 +11,7 @@
 //	image   the metadata image, as the caller made it; it can be made again
 //	data    the data space of package layer: sparse, chunks where they belong, holes where nothing has arrived
 //	map     which chunks are in data
+//	order   the chunks in the order of their digests, to find layers that have some in common
 //
 // What is seldom needed of a bound layer's model is in a file without a name, mapped, that ends with the process.
 //
@@ -32,7 +33,8 @@
 //	<-l.Done()                                // the last chunk has arrived
 //
 // A layer that somebody holds is never removed. What nobody holds may be, least recently used first, to keep to
-// [Options].MaxSize or because of [Store.Prune].
+// [Options].MaxSize or because of [Store.Prune]. Who only copies chunks that another layer may have as well ([Layer.Alike]) borrows it
+// ([Store.Borrow]), which is a use and keeps nobody from removing it.
 //
 // # Guarantees
 //
@@ -82,7 +84,7 @@
 // # Concurrency
 //
 // One process at a time has a root: [Open] takes a flock. All methods of Store and Layer are safe for concurrent use;
-// those of a Layer need that it is held. Have is one atomic load; writes of different chunks don't wait for each
+// those of a Layer need that it is held or borrowed. Have is one atomic load; writes of different chunks don't wait for each
 // other.
 //
 // # Why files

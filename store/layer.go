@@ -26,6 +26,7 @@ const (
 	imageFile  = "image"
 	dataFile   = "data"
 	mapFile    = "map"
+	orderFile  = "order"
 )
 
 // A Layer is what the store has of one layer. Whoever got it from [Store.Acquire] or [Store.Create] holds it, and
@@ -37,10 +38,12 @@ type Layer struct {
 
 	// Guarded by s.mu.
 	refs int
+	lent int
 	used time.Time
 
 	binding sync.Mutex // of content, when it's made and dropped
 	content atomic.Pointer[content]
+	removed bool        // there will be no content any more; guarded by binding
 	fresh   atomic.Bool // small files that may not be on the disk
 }
 
@@ -163,6 +166,9 @@ func (l *Layer) Bind(m *layer.Layer) (_ *layer.Layer, err error) {
 			return nil, fmt.Errorf("layer %s: bound to another table of chunks: %w", l.key, fs.ErrInvalid)
 		}
 		return c.model, nil
+	}
+	if l.removed {
+		return nil, fmt.Errorf("layer %s was removed from %s: %w", l.key, l.s.root, fs.ErrNotExist)
 	}
 	if err := checkTable(m); err != nil {
 		return nil, fmt.Errorf("layer %s: %w: %w", l.key, fs.ErrInvalid, err)
@@ -312,7 +318,7 @@ func (l *Layer) Filled() int64 {
 // Usage returns the bytes that the layer's files occupy: allocated blocks, as du counts them.
 func (l *Layer) Usage() int64 {
 	var n int64
-	for _, name := range []string{layerFile, tocFile, originFile, imageFile, dataFile, mapFile} {
+	for _, name := range []string{layerFile, tocFile, originFile, imageFile, dataFile, mapFile, orderFile} {
 		var st unix.Stat_t
 		if unix.Lstat(l.path(name), &st) == nil {
 			n += st.Blocks * 512
@@ -338,7 +344,7 @@ func (l *Layer) settleFiles() error {
 	if !l.fresh.Swap(false) {
 		return nil
 	}
-	for _, name := range []string{layerFile, tocFile, originFile, imageFile} {
+	for _, name := range []string{layerFile, tocFile, originFile, imageFile, orderFile} {
 		if err := syncFile(l.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			l.fresh.Store(true)
 			return err
@@ -349,3 +355,6 @@ func (l *Layer) settleFiles() error {
 
 // Release ends the caller's hold. It panics if nobody holds the layer.
 func (l *Layer) Release() { l.s.release(l) }
+
+// Return ends what [Store.Borrow] has begun. It panics if nobody has borrowed the layer.
+func (l *Layer) Return() { l.s.takeBack(l) }

@@ -224,6 +224,20 @@ func (s *Store) Acquire(key Key) (*Layer, error) {
 	return l, nil
 }
 
+// Borrow returns a layer that the store has, without holding it: it may be removed meanwhile, and then Have is false for all chunks, and all that reads
+// or binds it fails. It counts as a use. The caller calls Return once. The error is an fs.ErrNotExist if the store hasn't got the layer.
+func (s *Store) Borrow(key Key) (*Layer, error) {
+	l, err := s.Acquire(key)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.refs--
+	l.lent++
+	return l, nil
+}
+
 // Has reports whether the store has the layer now. It doesn't count as a use.
 func (s *Store) Has(key Key) bool {
 	s.mu.Lock()
@@ -307,6 +321,18 @@ func (s *Store) release(l *Layer) {
 	}
 	s.touch(l)
 	if l.refs == 0 {
+		s.lookNow()
+	}
+}
+
+func (s *Store) takeBack(l *Layer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.lent--; l.lent < 0 {
+		panic("store: Return of layer " + l.key.String() + ", which nobody has borrowed")
+	}
+	if s.layers[l.key] == l {
+		s.touch(l)
 		s.lookNow()
 	}
 }

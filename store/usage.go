@@ -14,7 +14,7 @@ type Usage struct {
 	Key Key
 	// Bytes are the allocated blocks of its files, as du counts them.
 	Bytes int64
-	// Used is when the layer was last acquired or released.
+	// Used is when the layer was last acquired, borrowed, released or returned.
 	Used time.Time
 	// Refs is how many hold it.
 	Refs int
@@ -56,6 +56,7 @@ func (s *Store) Remove(key Key) error {
 	s.mu.Unlock()
 	if err == nil {
 		l.binding.Lock()
+		l.removed = true
 		if c := l.content.Swap(nil); c != nil {
 			err = c.close()
 		}
@@ -133,7 +134,7 @@ func (s *Store) keep() {
 	}
 }
 
-// lookAfter settles a layer if it has been quiet since the last tick or nobody holds it, and lets go of its data and
+// lookAfter settles a layer if it has been quiet since the last tick or nobody holds or borrows it, and lets go of its data and
 // model in that case.
 func (s *Store) lookAfter(l *Layer, tick bool) {
 	c := l.content.Load()
@@ -165,7 +166,7 @@ func (s *Store) lookAfter(l *Layer, tick bool) {
 	l.binding.Lock()
 	defer l.binding.Unlock()
 	s.mu.Lock()
-	idle = l.refs == 0 && l.content.Load() == c && (c.told || !c.unsettled())
+	idle = l.refs == 0 && l.lent == 0 && l.content.Load() == c && (c.told || !c.unsettled())
 	if idle {
 		l.content.Store(nil)
 	}
@@ -178,5 +179,5 @@ func (s *Store) lookAfter(l *Layer, tick bool) {
 func (s *Store) idle(l *Layer) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return l.refs == 0
+	return l.refs == 0 && l.lent == 0
 }
