@@ -7,7 +7,7 @@ import (
 )
 
 // Files of an image, and more so of two versions of one, have chunks in common. What is missing here and is there under the same digest,
-// in this layer or another one that is open, is copied and not fetched: a flight whose frame has nothing else lands without a request. It's
+// in this layer, in another one that is open, or in a Source, is copied and not fetched: a flight whose frame has nothing else lands without a request. It's
 // verified on the way as what is fetched is, so nothing is taken on trust. What is on its way there is waited for, as asking for it twice wouldn't
 // have it sooner; where a copy fails, the frame is fetched. Who holds a layer open is in the way of nobody: a copy takes as long as a read.
 
@@ -24,7 +24,7 @@ var errNotElsewhere = errors.New("not there")
 // compare finds out which chunks the layer has in common with the others that are open, and with itself. What it doesn't know of yet is fetched.
 func (f *Filler) compare() {
 	f.s.mu.Lock()
-	others := append([]*Filler(nil), f.s.fillers...)
+	others := slices.Clone(f.s.lenders)
 	f.s.mu.Unlock()
 	for _, o := range others {
 		if f.ctx.Err() != nil {
@@ -38,9 +38,9 @@ func (f *Filler) compare() {
 func (fl *flight) local() bool { return fl.state == awaiting || fl.state == copying }
 
 // twin returns where the bytes of a chunk are, or else a flight that brings them.
-func (f *Filler) twin(chunk int) (from *Filler, at int, coming *flight) {
+func (f *Filler) twin(chunk int) (from *lender, at int, coming *flight) {
 	sum := f.layer.Digest(chunk)
-	for _, o := range f.s.fillers {
+	for _, o := range f.s.lenders {
 		if _, ok := o.sink.(io.ReaderAt); !ok {
 			continue
 		}
@@ -48,10 +48,10 @@ func (f *Filler) twin(chunk int) (from *Filler, at int, coming *flight) {
 		for c := range o.layer.WithDigest(sum) {
 			frame := int(o.layer.Chunks[c].Frame)
 			switch {
-			case o == f && c == chunk || o.layer.Chunks[c].Size != f.layer.Chunks[chunk].Size:
+			case o == &f.lender && c == chunk || o.layer.Chunks[c].Size != f.layer.Chunks[chunk].Size:
 			case o.sink.Have(c) || o.doubts != nil && o.doubt.has(frame):
 				return o, c, nil
-			case coming == nil && (o != f || frame != int(f.layer.Chunks[chunk].Frame)):
+			case coming == nil && (o != &f.lender || frame != int(f.layer.Chunks[chunk].Frame)):
 				coming = o.flights[frame]
 			}
 			if n++; n == maxAlike {
@@ -169,7 +169,7 @@ func (f *Filler) copyFrame(frame int) error {
 func (f *Filler) copyChunk(c int) error {
 	f.s.mu.Lock()
 	from, at, _ := f.twin(c)
-	if from != nil && from != f {
+	if from != nil && from != &f.lender {
 		from.wg.Add(1) // it stays open
 		defer from.wg.Done()
 	}

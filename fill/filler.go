@@ -8,7 +8,6 @@ import (
 	"iter"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
@@ -74,22 +73,19 @@ var errClosedFiller = errors.New("layer is closed")
 
 // Filler brings the chunks of one layer into its sink. Make it with [Scheduler.Open].
 type Filler struct {
-	s     *Scheduler
-	layer *layer.Layer
-	from  Fetcher
-	sink  Sink
-	opt   LayerOptions
+	lender // its wg is also that of the requests and of what decodes
+
+	s    *Scheduler
+	from Fetcher
+	opt  LayerOptions
 
 	ctx     context.Context //nolint:containedctx // of the requests, which outlive who asked first
 	cancel  context.CancelCauseFunc
-	wg      sync.WaitGroup    // of the requests and of what decodes
 	files   []extent          // by first frame
 	parents map[uint32]uint32 // of directories
 	size    int64             // of all frames, in bytes
 
-	doubts  Doubter // the sink, if it is one
-	doubt   bitmap  // frames with chunks that were in doubt when the layer was opened
-	touched bitmap  // frames that somebody has asked for
+	touched bitmap // frames that somebody has asked for
 	count   counters
 
 	binary   bitmap // first frames of files that look like programs and libraries
@@ -101,11 +97,9 @@ type Filler struct {
 	started  bitmap // first frames of files that are looked through when they're there, before they're read
 	driven   bitmap // first frames of programs that others run
 	copied   bitmap // frames of what is copied, and not run
-	shared   bitmap // chunks that another one of an open layer has the bytes of
 
 	// Guarded by Scheduler.mu.
 	closed      bool
-	flights     map[int]*flight     // by frame
 	guesses     []evidence          // why a frame was fetched that nobody had asked for, nor has since
 	guessed     [reasons]int64      // bytes of them
 	right       [reasons]int64      // bytes of those that somebody has asked for since
@@ -136,20 +130,14 @@ type extent struct {
 // Open returns a Filler of l, whose blob is read from from. The caller closes it.
 func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions) *Filler {
 	f := &Filler{
-		s: s, layer: l, from: from, sink: to, opt: opt,
+		s: s, from: from, opt: opt,
 		touched: newBitmap(len(l.Frames)), guesses: make([]evidence, len(l.Frames)),
 		programs: newBitmap(len(l.Frames)), named: newBitmap(len(l.Frames)), started: newBitmap(len(l.Frames)), driven: newBitmap(len(l.Frames)), copied: newBitmap(len(l.Frames)), read: newBitmap(len(l.Frames)),
-		flights: map[int]*flight{}, unswept: len(l.Frames),
-		shared: newBitmap(len(l.Chunks)),
-		beside: map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{}, args: map[uint32][]string{},
+		unswept: len(l.Frames),
+		beside:  map[*Filler]int{}, below: map[uint32]int{}, announces: announcements(l), unread: map[int]uint32{}, looked: map[uint32]bool{}, args: map[uint32][]string{},
 	}
+	f.lend(l, to)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
-	if d, ok := to.(Doubter); ok {
-		f.doubts, f.doubt = d, newBitmap(len(l.Frames))
-		for c := range d.Doubtful() {
-			f.doubt.set(int(l.Chunks[c].Frame))
-		}
-	}
 	for i := range l.Frames {
 		f.size += l.Frames[i].Size
 	}
@@ -162,6 +150,7 @@ func (s *Scheduler) Open(l *layer.Layer, from Fetcher, to Sink, opt LayerOptions
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fillers = append(s.fillers, f)
+	s.lenders = append(s.lenders, &f.lender)
 	if f.closed = s.closed; !f.closed {
 		f.wg.Go(f.compare)
 	}
@@ -449,6 +438,7 @@ func (f *Filler) Close() error {
 	s.mu.Lock()
 	f.closed = true
 	s.fillers = slices.DeleteFunc(s.fillers, func(o *Filler) bool { return o == f })
+	s.lenders = slices.DeleteFunc(s.lenders, func(o *lender) bool { return o == &f.lender })
 	for o := range f.beside {
 		delete(o.beside, f)
 	}

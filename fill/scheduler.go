@@ -55,6 +55,7 @@ type Scheduler struct {
 	mu          sync.Mutex
 	closed      bool
 	fillers     []*Filler
+	lenders     []*lender // theirs, and those of Sources
 	est         estimate
 	queues      [levels][]*flight // an entry is stale if its flight has another level, or isn't queued
 	requests    map[*request]struct{}
