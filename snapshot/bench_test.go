@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
+	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
 // BenchmarkImplied is a layer without an entry for any of its 4,000 directories, as some builders make them.
@@ -75,5 +76,45 @@ func BenchmarkOpen(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkOpenSource opens a layer of 30,000 files that the store has, to copy from it.
+func BenchmarkOpenSource(b *testing.B) {
+	files := map[string][]byte{}
+	for i := range 30_000 {
+		dir := fmt.Sprintf("usr/lib/package%d/", i/25)
+		files[dir], files[fmt.Sprintf("%sfile%d", dir, i)] = nil, fmt.Append(nil, i)
+	}
+	l := layerOf(b, files)
+	reg := newRegistry(b, nil, l)
+	root := b.TempDir()
+	s, err := New(root, reg.options(DoorFUSE))
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := s.Prepare(b.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		if s, err = New(root, reg.options(DoorFUSE)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		o, err := s.door.openSource(b.Context(), store.Key{Blob: l.digest, TOC: l.toc})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		o.close()
+		b.StartTimer()
+	}
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
 	}
 }

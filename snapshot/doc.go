@@ -13,6 +13,8 @@
 // mount. What readers miss, package fill fetches through package blob, and package store keeps. Mounts end with Close;
 // what a killed daemon left behind is unmounted by the next New.
 //
+// What a layer is missing and another one has in the store, though nobody uses that, is copied from there (sources.go).
+//
 // Snapshots outlive the process. New mounts none of them: a layer is mounted again when somebody uses it, which needs no
 // network if the store still has it, and its registry else. A layer takes space in the store as long as a snapshot has
 // it; Usage counts it, and Cleanup frees it.

@@ -39,6 +39,8 @@ type engine struct {
 	tidy   tidy
 	turns  chan struct{} // of openings that compute
 
+	sources sources
+
 	mu     sync.Mutex
 	closed bool
 	layers map[store.Key]*served
@@ -254,6 +256,8 @@ func (e *engine) open(ctx context.Context, s *served) {
 	if s.err == nil {
 		e.join()
 		e.wg.Go(func() {
+			e.borrow(ctx, s)
+			defer e.giveBack(s)
 			select {
 			case <-s.held.Done():
 				_ = s.door.Complete() // what fails costs time only
@@ -318,6 +322,7 @@ func (e *engine) release(s *served) error {
 
 // rest lets the kernel have what lookups have brought into memory of the trees of layers.
 func (e *engine) rest() {
+	e.sources.rest()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.layers {

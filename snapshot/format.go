@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -76,6 +77,14 @@ func parseFormat(s string) (format, error) {
 		}
 	}
 	return f, nil
+}
+
+// formatOf returns the format of a table of contents that the store has kept: of zstd:chunked it is a zstd frame.
+func formatOf(packed []byte) format {
+	if bytes.HasPrefix(packed, []byte("\x28\xb5\x2f\xfd")) {
+		return format{name: FormatZstdChunked}
+	}
+	return format{name: FormatEStargz}
 }
 
 // parse makes a layer of a table of contents that the store has kept.

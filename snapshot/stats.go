@@ -43,7 +43,7 @@ type Totals struct {
 	// answered by us.
 	Fetched int64 `json:"fetched"`
 	Served  int64 `json:"served"`
-	// Copied are the compressed bytes that needn't be fetched, as a lazy layer that is open had the chunks already.
+	// Copied are the compressed bytes that needn't be fetched, as a lazy layer had the chunks already.
 	Copied int64 `json:"copied"`
 	// Misses are the reads that had to wait, Errors those that failed.
 	Misses int64 `json:"misses"`
