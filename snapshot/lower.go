@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,8 +83,8 @@ func (e *engine) once(mounts []mount.Mount) []mount.Mount {
 const lowerOption = "lowerdir="
 
 // checkImplied refuses a layer which would change a directory of the layers below
-// that it says nothing of: the one made up for it belongs to root and has the mode
-// 0755.
+// that it says nothing of: the one made up for it belongs to root, has the mode
+// 0755 and no extended attributes.
 func checkImplied(implied, lower []string) error {
 	for _, dir := range implied {
 		for _, l := range lower {
@@ -95,7 +96,11 @@ func checkImplied(implied, lower []string) error {
 			if err != nil {
 				return fmt.Errorf("look at the directory %s of the layers below: %w", dir, err)
 			}
-			if err := checkHidden(dir, st.Mode, st.Uid, st.Gid); err != nil {
+			xattrs, err := sysx.LListxattr(filepath.Join(l, dir))
+			if err != nil && !errors.Is(err, unix.ENOTSUP) {
+				return fmt.Errorf("look at the directory %s of the layers below: %w", dir, err)
+			}
+			if err := checkHidden(dir, st.Mode, st.Uid, st.Gid, xattrs); err != nil {
 				return err
 			}
 			break
@@ -105,9 +110,18 @@ func checkImplied(implied, lower []string) error {
 }
 
 // checkHidden returns an error if what a layer below has at dir is a directory other than the one that is made up for it.
-func checkHidden(dir string, mode, uid, gid uint32) error {
-	if mode&unix.S_IFMT != unix.S_IFDIR || mode&0o7777 == 0o755 && uid == 0 && gid == 0 {
+func checkHidden(dir string, mode, uid, gid uint32, xattrs []string) error {
+	if mode&unix.S_IFMT != unix.S_IFDIR {
 		return nil
 	}
-	return fmt.Errorf("it has no entry for the directory %s, whose mode %04o and owner %d:%d below it would hide", dir, mode&0o7777, uid, gid)
+	if mode&0o7777 != 0o755 || uid != 0 || gid != 0 {
+		return fmt.Errorf("it has no entry for the directory %s, whose mode %04o and owner %d:%d below it would hide", dir, mode&0o7777, uid, gid)
+	}
+	for _, name := range xattrs {
+		// Of the host, and what unpacking doesn't copy either.
+		if name != "security.selinux" && !strings.HasPrefix(name, "trusted.") {
+			return fmt.Errorf("it has no entry for the directory %s, whose extended attribute %q below it would hide", dir, name)
+		}
+	}
+	return nil
 }

@@ -66,7 +66,11 @@ func PeekBelow(dgst digest.Digest, l *layer.Layer, below []*layer.Layer) error {
 				continue // not there
 			}
 			in := lower.Inode(i)
-			if err := checkHidden(dir, in.Mode, in.UID, in.GID); err != nil {
+			xattrs := make([]string, len(in.Xattrs))
+			for i, x := range in.Xattrs {
+				xattrs[i] = x.Name
+			}
+			if err := checkHidden(dir, in.Mode, in.UID, in.GID, xattrs); err != nil {
 				return &MountError{Layer: dgst, Err: err}
 			}
 			break

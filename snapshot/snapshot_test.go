@@ -178,12 +178,14 @@ func testDirectoryWithoutEntry(t *testing.T, door string) {
 	for name, c := range map[string]struct {
 		files map[string][]byte
 		lower os.FileMode // of /a in the layer below, 0 for none
+		xattr string      // and what it has, "" for none
 		want  string
 	}{
-		"all there":                {map[string][]byte{"a/": nil, "a/b/": nil, "a/b/file": []byte("x")}, 0o700, ""},
-		"one lacks, none below":    {map[string][]byte{"a/b/file": []byte("x")}, 0, ""},
-		"one lacks, same below":    {map[string][]byte{"a/b/file": []byte("x")}, 0o755, ""},
-		"one lacks, another below": {map[string][]byte{"a/b/file": []byte("x")}, 0o711, "it has no entry for the directory /a, whose mode 0711 and owner 0:0 below it would hide"},
+		"all there":                {map[string][]byte{"a/": nil, "a/b/": nil, "a/b/file": []byte("x")}, 0o700, "user.a", ""},
+		"one lacks, none below":    {map[string][]byte{"a/b/file": []byte("x")}, 0, "", ""},
+		"one lacks, same below":    {map[string][]byte{"a/b/file": []byte("x")}, 0o755, "trusted.a", ""},
+		"one lacks, another below": {map[string][]byte{"a/b/file": []byte("x")}, 0o711, "", "it has no entry for the directory /a, whose mode 0711 and owner 0:0 below it would hide"},
+		"one lacks, more below":    {map[string][]byte{"a/b/file": []byte("x")}, 0o755, "user.a", `it has no entry for the directory /a, whose extended attribute "user.a" below it would hide`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := layerOf(t, c.files)
@@ -200,6 +202,11 @@ func testDirectoryWithoutEntry(t *testing.T, door string) {
 				dir := filepath.Join(m[0].Source, "a")
 				if err := errors.Join(os.Mkdir(dir, c.lower), os.Chmod(dir, c.lower)); err != nil {
 					t.Fatal(err)
+				}
+				if c.xattr != "" {
+					if err := unix.Setxattr(dir, c.xattr, []byte("1"), 0); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
 			if err := s.Commit(t.Context(), "lower", "lower-key"); err != nil {
