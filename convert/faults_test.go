@@ -10,10 +10,12 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -227,6 +229,25 @@ func TestBadState(t *testing.T) {
 	put(t, reg2, "1", "linux/amd64", dockerManifest, plain(t, "one"))
 	if got := actions(must(t, repo(t, reg2, "src:1"), repo(t, reg2, "dst:1"), opt)); !slices.Equal(got, []Action{Converted}) {
 		t.Errorf("layers were %v", got)
+	}
+}
+
+// A state directory, whatever its path looks like, forgets what nobody has asked for in a long time.
+func TestStateForgets(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a [1]*")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, age := range map[string]time.Duration{"young.json": keepFor / 2, "old.json": 2 * keepFor, "old.json.tmp": 2 * keepFor} {
+		path, at := filepath.Join(dir, name), time.Now().Add(-age)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state(t, dir)
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 || left[0].Name() != "young.json" {
+		t.Errorf("left are %v, %v; want young.json", left, err)
 	}
 }
 

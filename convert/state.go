@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -63,11 +64,13 @@ func OpenState(dir string) (*State, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory of what was converted: %w", err)
 	}
-	old, err := filepath.Glob(filepath.Join(dir, "*.json*"))
+	// Of the directory, as its path isn't a pattern.
+	old, err := fs.Glob(os.DirFS(dir), "*.json*")
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range old {
+	for _, name := range old {
+		path := filepath.Join(dir, name)
 		if st, err := os.Stat(path); err == nil && time.Since(st.ModTime()) > keepFor {
 			_ = os.Remove(path) // it takes a few hundred bytes
 		}

@@ -28,7 +28,12 @@ func leftRootfs(root string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return filepath.Glob(filepath.Join(real, "runc-*", "executor", "*", "rootfs"))
+	// Of the directory, as its path isn't a pattern.
+	found, err := fs.Glob(os.DirFS(real), "runc-*/executor/*/rootfs")
+	for i := range found {
+		found[i] = filepath.Join(real, found[i])
+	}
+	return found, err
 }
 
 // endLeftSteps ends the containers of these steps. The runtime that started one died with its daemon, but the container's processes
@@ -128,7 +133,9 @@ func removeLeftMounts(root string, tmp ...string) error {
 			continue
 		}
 		bind := own != "" && unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == st.Dev && strings.HasPrefix(m.Root, own+"/")
-		overlay := m.FSType == "overlay" && (strings.Contains(m.VFSOptions, "="+root+"/") || strings.Contains(m.VFSOptions, ":"+root+"/"))
+		overlay := m.FSType == "overlay" && slices.ContainsFunc(mountOptions(m), func(o string) bool {
+			return strings.Contains(o, "="+root+"/") || strings.Contains(o, ":"+root+"/")
+		})
 		if !bind && !overlay {
 			continue
 		}

@@ -8,8 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// oddDir is a state directory whose path isn't to be taken for a pattern, nor as it is looked for among the options of mounts.
+func oddDir(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "a [1]* of b")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestRemoveLeftBundles(t *testing.T) {
-	root := t.TempDir()
+	root := oddDir(t)
 	rootfs := func(id string) string {
 		dir := filepath.Join(root, "runc-stargz", "executor", id, "rootfs")
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -53,7 +63,7 @@ func TestRemoveLeftBundles(t *testing.T) {
 
 // The containers of left bundles are ended, but none that only has the same ID.
 func TestEndLeftSteps(t *testing.T) {
-	root := t.TempDir()
+	root := oddDir(t)
 	executor := filepath.Join(root, "runc-stargz", "executor")
 	for _, id := range []string{"left", "unknown", "others", "stuck"} {
 		if err := os.MkdirAll(filepath.Join(executor, id, "rootfs"), 0o700); err != nil {
@@ -89,7 +99,7 @@ func TestRemoveLeftMounts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: run it as root")
 	}
-	root, other, tmp := t.TempDir(), t.TempDir(), t.TempDir()
+	root, other, tmp := oddDir(t), t.TempDir(), t.TempDir()
 	dir := func(elem ...string) string {
 		d := filepath.Join(elem...)
 		if err := os.MkdirAll(d, 0o700); err != nil {

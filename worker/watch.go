@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -139,10 +141,28 @@ func dirsOf(m mount.Mount) []string {
 		return dirs
 	}
 	for _, info := range mounts {
-		dirs = append(dirs, lowerDirs(strings.Split(info.VFSOptions, ","))...)
+		dirs = append(dirs, lowerDirs(mountOptions(info))...)
 	}
 	return dirs
 }
+
+// mountOptions returns the options of a filesystem as they were given: where they are listed, some characters are in octal, as
+// seq_show_option() of Linux's seq_file.h has it.
+func mountOptions(m *mountinfo.Info) []string {
+	options := strings.Split(m.VFSOptions, ",")
+	for i, o := range options {
+		options[i] = inOctal.ReplaceAllStringFunc(o, func(s string) string {
+			n, err := strconv.ParseUint(s[1:], 8, 8)
+			if err != nil {
+				return s
+			}
+			return string([]byte{byte(n)})
+		})
+	}
+	return options
+}
+
+var inOctal = regexp.MustCompile(`\\[0-7]{3}`)
 
 // lowerDirs returns the layers that are in an overlay's options.
 func lowerDirs(options []string) []string {

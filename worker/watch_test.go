@@ -91,7 +91,7 @@ func TestDirsOfAnOverlayThatIsMounted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: run it as root")
 	}
-	dir := t.TempDir()
+	dir := oddDir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	for _, name := range []string{"1", "2", "upper", "work", "root"} {
 		if err := os.Mkdir(path(name), 0o755); err != nil {
