@@ -17,7 +17,8 @@
 // # Guarantees
 //
 // An event is answered with success only after Fill has returned nil; else the reader gets EIO, and a later read asks again. A demand never
-// waits for another: each has a goroutine, and there are no more of them than threads that read.
+// waits for another: each has a goroutine, and there are no more of them than threads that read; but of those that wait, each takes a
+// descriptor, and no more than a quarter of what the process may have are taken at a time.
 //
 // No read returns zeros in place of missing bytes when the daemon is gone. The kernel lets reads through when the last descriptor
 // of a fanotify group is closed, so the guardian holds another: a process that the Door starts from its own executable
@@ -205,14 +206,20 @@ func (d *Door) mount(id fileID) *Mount {
 	return d.mounts[id]
 }
 
-// answerEvents gives each event a goroutine. There are no more events than threads that read.
+// answerEvents gives each event a goroutine. Those that would take too many descriptors are left with the kernel, where they wait, too: it
+// denies what it has no descriptor for when it's asked for it.
 func (d *Door) answerEvents() {
+	turns := make(chan struct{}, max(1, maxDescriptors()/4))
 	d.group.each(
 		func(e event) {
 			d.guard.numbers(e.fd)
-			d.answers.Go(func() { d.answer(e) })
+			turns <- struct{}{}
+			d.answers.Go(func() {
+				d.answer(e)
+				<-turns
+			})
 		},
-		func(err error) { d.denied("", event{}, err) },
+		func(err error) { d.denied("", event{}, fmt.Errorf("take a read that waits from the kernel: %w", err)) },
 	)
 }
 

@@ -15,6 +15,10 @@ const (
 	denyEIO      = unix.FAN_DENY | uint32(unix.EIO)<<24 // FAN_DENY_ERRNO(EIO)
 	metadataSize = 24                                   // of struct fanotify_event_metadata
 	rangeSize    = 24                                   // of struct fanotify_event_info_range
+
+	// fewEvents is room for five events, or for one with more about it. Those that are taken from the kernel have descriptors before anybody
+	// handles them.
+	fewEvents = 256
 )
 
 // A group is a fanotify group of class FAN_CLASS_PRE_CONTENT.
@@ -66,11 +70,11 @@ func (g *group) stop() { _ = g.SetReadDeadline(time.Unix(1, 0)) }
 // resume takes stop back.
 func (g *group) resume() { _ = g.SetReadDeadline(time.Time{}) }
 
-// each hands events over until stop is called. What it cannot read, the kernel denies; it tells failed.
+// each hands events over, some at a time, until stop is called. What it cannot read, the kernel denies; it tells failed.
 func (g *group) each(handle func(event), failed func(error)) {
-	buf := make([]byte, 64<<10)
+	var buf [fewEvents]byte
 	for {
-		n, err := g.Read(buf)
+		n, err := g.Read(buf[:])
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed):
 			return

@@ -28,6 +28,16 @@ func identify(fd int) (id fileID, size int64, err error) {
 	return fileID{uint64(st.Dev), st.Ino}, st.Size, nil
 }
 
+// maxDescriptors returns how many descriptors this process may have.
+func maxDescriptors() int {
+	const most = 1 << 20 // of which nobody has as many
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur > most {
+		return most
+	}
+	return int(limit.Cur)
+}
+
 // procPath names an open file. The file must stay open while the name is used.
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
