@@ -157,7 +157,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		}
 		wopt.ContentStore = containerdsnapshot.NewContentStore(
 			planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
-		wopt.Snapshotter = planner
+		wopt.Snapshotter = &linking{Snapshotter: planner}
 		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter, layerAt: w.layerAt, expect: w.expect}
 	}
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
