@@ -176,6 +176,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		w.conversions = &exporter.Conversions{Content: wopt.ContentStore, Leases: wopt.LeaseManager, Layers: planner}
 	}
 	w.CacheMgr = source.BindTables(w.CacheMgr)
+	if planner != nil {
+		w.CacheMgr = &mutables{w.CacheMgr, planner.Handlers}
+	}
 	w.ImageSource.CacheAccessor, w.OCILayoutSource.CacheAccessor = w.CacheMgr, w.CacheMgr
 	w.ImageSource.ContentStore = manifests{w.ImageSource.ContentStore}
 	sopt := source.Options{Snapshotter: planner, ContentStore: wopt.ContentStore, Reporter: w.reporter}
