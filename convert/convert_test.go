@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository"
 	"github.com/buildkitd-lazy/buildkitd-lazy/repository/repositorytest"
@@ -421,6 +423,30 @@ func TestUnusableTablesAreSaid(t *testing.T) {
 				t.Errorf("converted again it's %+v, and was %s", again, first.Digest)
 			}
 		})
+	}
+}
+
+// TestSparse converts tars with sparse files: their layers have no table of contents, and what is unpacked is the same.
+func TestSparse(t *testing.T) {
+	for name, format := range map[string]Format{"estargz": NewEStargz(estargz.WriteOptions{}), "zstdchunked": NewZstdChunked(zstdchunked.WriteOptions{})} {
+		for version, in := range layertest.Sparse(t) {
+			reg, opt := repositorytest.New(t), Options{Format: format}
+			put(t, reg, "1", "linux/amd64", ocispecs.MediaTypeImageManifest, piece{tar: in, blob: gzipped(t, in), mediaType: ocispecs.MediaTypeImageLayerGzip})
+			first := must(t, repo(t, reg, "src:1"), repo(t, reg, "dst:1"), opt)
+			if l := first.Layers[0]; l.Lazy || l.Action != Converted || l.Reason != `a table of contents can't say what its tar says of "hole"` {
+				t.Errorf("%s, %s: the layer is %+v", name, version, l)
+			}
+			blob, err := decompress(bytes.NewReader(reg.Blob("dst", first.Layers[0].To)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(blob); err != nil || !bytes.Equal(got, in) {
+				t.Errorf("%s, %s: %d bytes of %d, %v", name, version, len(got), len(in), err)
+			}
+			if again := must(t, repo(t, reg, "dst:1"), repo(t, reg, "dst:2"), opt); again.Digest != first.Digest {
+				t.Errorf("%s, %s: converted again it's another one", name, version)
+			}
+		}
 	}
 }
 

@@ -204,6 +204,41 @@ func TestUploadBreaksOff(t *testing.T) {
 	}
 }
 
+// A registry, or a proxy in front of it, that doesn't take a layer in one stream has the image all the same.
+func TestRegistryWithoutStreams(t *testing.T) {
+	for name, refuse := range map[string]func(r *http.Request) int{
+		"no PATCH": func(*http.Request) int { return http.StatusMethodNotAllowed },
+		"limited": func(r *http.Request) int {
+			if r.ContentLength < 0 {
+				return http.StatusRequestEntityTooLarge
+			}
+			return 0
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reg := repositorytest.New(t)
+			put(t, reg, "1", "linux/amd64", dockerManifest, plain(t, "one"), plain(t, "two"))
+			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+				status := 0
+				if r.Method == http.MethodPatch {
+					status = refuse(r)
+				}
+				if status != 0 {
+					w.WriteHeader(status)
+				}
+				return status != 0
+			}
+			dst := repo(t, reg, "dst:1")
+			must(t, repo(t, reg, "src:1"), dst, options())
+			wantLazy(t, dst)
+			if reg.Uploads() != 0 {
+				t.Errorf("%d uploads are left", reg.Uploads())
+			}
+		})
+	}
+}
+
 // What a state directory says is not believed if it can't be true.
 func TestBadState(t *testing.T) {
 	reg := repositorytest.New(t)
