@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,11 @@ import (
 	"testing"
 	"time"
 
+	bkclient "github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
@@ -224,6 +230,18 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 			registry.Silence, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; sha256sum /big/12\n", "RUN sha256sum",
 			"no answer yet",
 		},
+		"503 when it's mounted": {
+			registry.Status, "RUN sha256sum /big/12\n", "FROM {ref}",
+			"{host} answered 503 Service Unavailable, retrying",
+		},
+		"503 in a frontend": {
+			registry.Status, "# syntax={ref}\n", "docker-image://{ref}",
+			"{host} answered 503 Service Unavailable, retrying",
+		},
+		"503 in a container of a client's": {
+			registry.Status, "", "docker-image://{ref}",
+			"{host} answered 503 Service Unavailable, retrying",
+		},
 		"503 in COPY": {
 			registry.Status, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; true\nFROM {ref} AS copy\nCOPY --from=0 /big/12 /copied\nRUN sha256sum /copied\n", "FROM {ref}",
 			"{host} answered 503 Service Unavailable, retrying",
@@ -232,13 +250,17 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg := startRegistry(t, registry.Options{})
-			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+			reads := "sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-fault; sha256sum /big/12"
+			im := busybox(t, bigLayer(t, 16<<20))
+			im.Config.Entrypoint = []string{"sh", "-c", "sha256sum /big/12 >&2"} // of a frontend
+			img, _ := push(t, reg, "base:1", im, baseimage.EStargz)
 			top := layerDigests(t, img)[1]
 			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
 			fill := func(s string) string {
 				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1"), "{host}", reg.Host).Replace(s)
 			}
 			var broken atomic.Bool
+			broken.Store(!strings.Contains(c.steps, "{fault}") && strings.HasPrefix(c.steps, "RUN"))
 			var first sync.Once // of the requests that are in trouble
 			var remove func()
 			match := registry.MatchBlob(top)
@@ -252,71 +274,220 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 				first.Do(func() { time.AfterFunc(trouble, func() { remove() }) })
 				return true
 			}})
-			res := build(t, d, client.Solve{Dockerfile: fill("FROM {ref}\n" + c.steps), Plain: true})
+			said, plain := "", ""
+			switch {
+			case c.steps == "":
+				plain = throughGateway(t, d, reg.Ref("base:1"), func(ctx context.Context, gw gateway.Client, image gateway.Reference) (err error) {
+					said, err = runByGateway(ctx, gw, image, "sh", "-c", reads)
+					return err
+				})
+			case strings.HasPrefix(c.steps, "#"):
+				build(t, d, client.Solve{Dockerfile: fill("FROM {ref}\nRUN true\n")})
+				broken.Store(true)
+				res := tryBuild(t, d, client.Solve{Dockerfile: fill(c.steps), Plain: true})
+				wantContains(t, "build", res.Err, "frontend") // as it says nothing
+				plain = res.Plain
+			default:
+				plain = build(t, d, client.Solve{Dockerfile: fill("FROM {ref}\n" + c.steps), Plain: true}).Plain
+				said = plain
+			}
 			if !broken.Load() {
 				t.Fatal("the step never broke the registry")
 			}
-			wantContains(t, "progress", res.Plain, digest.FromString(noise(12, 1<<20)).Encoded())
-			if err := shown(res.Plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, fill(c.why))); err != nil {
-				t.Errorf("%v:\n%s", err, res.Plain)
+			show := shownBelow // of a frontend that says nothing within 10 s, which BuildKit ends
+			if !strings.HasPrefix(c.steps, "#") {
+				wantContains(t, "output", said, digest.FromString(noise(12, 1<<20)).Encoded())
+				show = shown
+			}
+			if err := show(plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, fill(c.why))); err != nil {
+				t.Errorf("%v:\n%s", err, plain)
 			}
 			wantContains(t, "log", d.Logs(), "a read waits for the registry")
+			if strings.Contains(d.Logs(), "without vertex") {
+				t.Errorf("progress is written of no vertex:\n%s", d.Logs())
+			}
 		})
 	}
 }
 
-// TestACopyIsShownAnothersWait has two builds wait for one file, a step of the one and a COPY of the other, which share their FROM: both
-// learn it, though the kernel tells of one read only.
-func TestACopyIsShownAnothersWait(t *testing.T) { eachDoorAtOnce(t, testACopyIsShownAnothersWait) }
+// TestASlowReadOfACacheIsShown copies from a step that is cached, whose layer is lazy: who waits for it learns that below the step.
+func TestASlowReadOfACacheIsShown(t *testing.T) { eachDoorAtOnce(t, testASlowReadOfACacheIsShown) }
 
-func testACopyIsShownAnothersWait(t *testing.T, door []string) {
+func testASlowReadOfACacheIsShown(t *testing.T, door []string) {
 	reg := startRegistry(t, registry.Options{})
-	img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-	top := layerDigests(t, img)[1]
-	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
-	broken, asked := make(chan struct{}), make(chan struct{})
-	breaks, asks := sync.OnceFunc(func() { close(broken) }), sync.OnceFunc(func() { close(asked) })
-	match := registry.MatchBlob(top)
-	remove := reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
-		if strings.Contains(r.URL.Path, "/lab-fault") {
-			breaks()
-		}
-		select {
-		case <-broken:
-		default:
+	push(t, reg, "base:1", busybox(t), baseimage.EStargz)
+	made := "FROM " + reg.Ref("base:1") + " AS made\nRUN head -c 8000000 /dev/urandom > /large\n"
+	build(t, startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door}), client.Solve{
+		Dockerfile: made, CacheTo: []string{"type=registry,mode=max,compression=estargz,ref=" + reg.Ref("cache:1")},
+	})
+	var first sync.Once
+	var remove func()
+	remove = reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/cache/blobs/") || r.Header.Get("Range") == "" || r.Method != http.MethodGet {
 			return false
 		}
-		if match(r) {
-			asks()
-		}
-		return match(r)
+		first.Do(func() { time.AfterFunc(7*time.Second, func() { remove() }) })
+		return true
 	}})
-	line := fmt.Sprintf("waiting for %s layer %s (%s answered 503 Service Unavailable, retrying)", reg.Ref("base"), top, reg.Host)
-	var run *client.Result
-	var builds errgroup.Group
-	builds.Go(func() (err error) {
-		run, err = client.Buildctl{Addr: d.Addr}.Build(t.Context(), client.Solve{
-			Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-fault; sha256sum /big/12\n", Plain: true,
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
+	res := build(t, d, client.Solve{
+		Dockerfile: made + "FROM scratch\nCOPY --from=made /large /\n", CacheFrom: []string{"type=registry,ref=" + reg.Ref("cache:1")}, Plain: true,
+	})
+	line := regexp.MustCompile("waiting for " + reg.Ref("cache") + " layer sha256:[0-9a-f]+ " + regexp.QuoteMeta("("+reg.Host+" answered 503 Service Unavailable, retrying)")).FindString(res.Plain)
+	if line == "" {
+		t.Fatalf("the wait isn't shown:\n%s", res.Plain)
+	}
+	if err := shown(res.Plain, "RUN head", line); err != nil {
+		t.Errorf("%v:\n%s", err, res.Plain)
+	}
+}
+
+// TestAWaitOutsideOfStepsIsShown has two builds wait for one file: a step of the one, and of the other what is no step. Both learn it, though the
+// kernel tells of one read only.
+func TestAWaitOutsideOfStepsIsShown(t *testing.T) { eachDoorAtOnce(t, testAWaitOutsideOfStepsIsShown) }
+
+func testAWaitOutsideOfStepsIsShown(t *testing.T, door []string) {
+	dockerfile := func(text string) func(*testing.T, *daemon.Daemon, string) string {
+		return func(t *testing.T, d *daemon.Daemon, _ string) string {
+			return build(t, d, client.Solve{Dockerfile: text, Plain: true}).Plain
+		}
+	}
+	for name, other := range map[string]func(reg *registry.Registry) func(t *testing.T, d *daemon.Daemon, ref string) (plain string){
+		"COPY": func(reg *registry.Registry) func(*testing.T, *daemon.Daemon, string) string {
+			return dockerfile("FROM " + reg.Ref("base:1") + " AS base\nFROM scratch\nCOPY --from=base /big/12 /copied\n")
+		},
+		"digest for RUN": func(reg *registry.Registry) func(*testing.T, *daemon.Daemon, string) string {
+			return dockerfile("FROM " + reg.Ref("base:1") + " AS base\nFROM " + reg.Ref("shell:1") + "\nRUN --mount=from=base,source=/big,target=/big true\n")
+		},
+		"ReadFile": func(*registry.Registry) func(*testing.T, *daemon.Daemon, string) string { return readByGateway },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			reg := startRegistry(t, registry.Options{})
+			img, _ := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+			push(t, reg, "shell:1", busybox(t), baseimage.Gzip)
+			top := layerDigests(t, img)[1]
+			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
+			broken, asked := make(chan struct{}), make(chan struct{})
+			breaks, asks := sync.OnceFunc(func() { close(broken) }), sync.OnceFunc(func() { close(asked) })
+			match := registry.MatchBlob(top)
+			remove := reg.Faults.Add(registry.Fault{Kind: registry.Status, Code: http.StatusServiceUnavailable, Match: func(r *http.Request) bool {
+				if strings.Contains(r.URL.Path, "/lab-fault") {
+					breaks()
+				}
+				select {
+				case <-broken:
+				default:
+					return false
+				}
+				if match(r) {
+					asks()
+				}
+				return match(r)
+			}})
+			line := fmt.Sprintf("waiting for %s layer %s (%s answered 503 Service Unavailable, retrying)", reg.Ref("base"), top, reg.Host)
+			var run *client.Result
+			var builds errgroup.Group
+			builds.Go(func() (err error) {
+				run, err = client.Buildctl{Addr: d.Addr}.Build(t.Context(), client.Solve{
+					Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-fault; sha256sum /big/12\n", Plain: true,
+				})
+				return err
+			})
+			select {
+			case <-asked: // so the step waits
+			case <-time.After(time.Minute):
+				t.Fatal("the step reads nothing of the layer")
+			}
+			time.AfterFunc(22*time.Second, remove)
+			plain := other(reg)(t, d, reg.Ref("base:1"))
+			if err := shownBelow(plain, reg.Ref("base:1"), line); err != nil {
+				t.Errorf("%s: %v:\n%s", name, err, plain)
+			}
+			if err := builds.Wait(); err != nil || run.Err != "" {
+				t.Fatal(err, run)
+			}
+			// When, isn't asked: the wait is shown below both builds' FROM too, and plain progress has one vertex at a time.
+			if err := shownBelow(run.Plain, "RUN sha256sum", line); err != nil {
+				t.Errorf("RUN: %v:\n%s", err, run.Plain)
+			}
 		})
+	}
+}
+
+// readByGateway reads a file of an image as frontends do, and returns the build's progress.
+func readByGateway(t *testing.T, d *daemon.Daemon, ref string) (plain string) {
+	t.Helper()
+	return throughGateway(t, d, ref, func(ctx context.Context, _ gateway.Client, image gateway.Reference) error {
+		dt, err := image.ReadFile(ctx, gateway.ReadRequest{Filename: "/big/12"})
+		if err == nil && string(dt) != noise(12, 1<<20) {
+			err = errors.New("the file is another one")
+		}
 		return err
 	})
-	select {
-	case <-asked: // so the step waits
-	case <-time.After(time.Minute):
-		t.Fatal("the step reads nothing of the layer")
+}
+
+// throughGateway is a client with a frontend of its own, to which an image is there.
+func throughGateway(t *testing.T, d *daemon.Daemon, ref string, frontend func(context.Context, gateway.Client, gateway.Reference) error) (plain string) {
+	t.Helper()
+	c, err := bkclient.New(t.Context(), d.Addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	time.AfterFunc(22*time.Second, remove)
-	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + " AS base\nFROM scratch\nCOPY --from=base /big/12 /copied\n", Plain: true})
-	if err := shownBelow(res.Plain, "FROM "+reg.Ref("base:1"), line); err != nil {
-		t.Errorf("COPY: %v:\n%s", err, res.Plain)
+	defer c.Close()
+	var out bytes.Buffer
+	display, err := progressui.NewDisplay(&out, progressui.PlainMode)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := builds.Wait(); err != nil || run.Err != "" {
-		t.Fatal(err, run)
+	statuses := make(chan *bkclient.SolveStatus)
+	eg, ctx := errgroup.WithContext(t.Context())
+	eg.Go(func() error {
+		_, err := c.Build(ctx, bkclient.SolveOpt{}, "", func(ctx context.Context, gw gateway.Client) (*gateway.Result, error) {
+			def, err := llb.Image(ref).Marshal(ctx)
+			if err != nil {
+				return nil, err
+			}
+			res, err := gw.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+			if err != nil {
+				return nil, err
+			}
+			image, err := res.SingleRef()
+			if err != nil {
+				return nil, err
+			}
+			return res, frontend(ctx, gw, image)
+		}, statuses)
+		return err
+	})
+	eg.Go(func() error {
+		_, err := display.UpdateFrom(ctx, statuses)
+		return err
+	})
+	if err := eg.Wait(); err != nil {
+		t.Fatalf("%v:\n%s", err, out.String())
 	}
-	// When, isn't asked: the wait is shown below both builds' FROM too, and plain progress has one vertex at a time.
-	if err := shownBelow(run.Plain, "RUN sha256sum", line); err != nil {
-		t.Errorf("RUN: %v:\n%s", err, run.Plain)
+	return out.String()
+}
+
+// runByGateway runs a command in a container of an image, as debuggers do, and returns what it prints.
+func runByGateway(ctx context.Context, gw gateway.Client, image gateway.Reference, args ...string) (string, error) {
+	ctr, err := gw.NewContainer(ctx, gateway.NewContainerRequest{Mounts: []gateway.Mount{{Dest: "/", MountType: pb.MountType_BIND, Ref: image}}})
+	if err != nil {
+		return "", err
 	}
+	defer func() { _ = ctr.Release(ctx) }()
+	var out struct {
+		bytes.Buffer
+		io.Closer
+	}
+	out.Closer = io.NopCloser(nil)
+	proc, err := ctr.Start(ctx, gateway.StartRequest{Args: args, Env: []string{"PATH=/bin"}, Stdout: &out})
+	if err != nil {
+		return "", err
+	}
+	err = proc.Wait()
+	return out.String(), err
 }
 
 // shownBelow reports whether a line is in the plain progress below a vertex.

@@ -23,6 +23,15 @@ func NewLine(ctx context.Context, since time.Time) Line {
 	return &line{w: w, since: since}
 }
 
+// hasVertex reports whether the progress that ctx carries is a vertex's. That of a whole build is of another type, and what BuildKit finds in it
+// without a vertex it logs as an error.
+func hasVertex(ctx context.Context) bool {
+	w, _, _ := progress.NewFromContext(ctx)
+	_, ok := w.(*progress.MultiWriter)
+	_ = w.Close()
+	return ok
+}
+
 type line struct {
 	w     progress.Writer
 	since time.Time

@@ -3,6 +3,7 @@ package report
 import (
 	"context"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,12 +27,13 @@ type Step struct {
 	waited  atomic.Int64
 }
 
-// BeginStep says that a step runs, whose progress and span ctx carries. The caller ends it.
+// BeginStep says that a step runs, whose progress and span ctx carries. The caller ends it. A frontend's container, or one that
+// a client has started, is a step whose progress is that of no vertex: clients aren't shown that.
 func (r *Reporter) BeginStep(ctx context.Context) *Step {
-	s := &Step{r: r, ctx: ctx, watcher: &watcher{
-		show:   func(since time.Time) Line { return NewLine(ctx, since) },
-		layers: map[digest.Digest]bool{},
-	}}
+	s := &Step{r: r, ctx: ctx, watcher: &watcher{layers: map[digest.Digest]bool{}}}
+	if hasVertex(ctx) {
+		s.watcher.show = func(since time.Time) Line { return NewLine(ctx, since) }
+	}
 	r.watchers.add(s.watcher)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,8 +48,21 @@ func (r *Reporter) Running() bool {
 	return len(r.steps) > 0
 }
 
-// Uses says that the step has a layer.
-func (s *Step) Uses(layer digest.Digest) { s.r.watchers.uses(s.watcher, layer) }
+// Mounts says that the step has layers, which it keeps until it ends, and that one of the mounts of each which [Reporter.Mounts] was told is
+// the step's, until over is called.
+func (s *Step) Mounts(layers []digest.Digest) (over func()) {
+	w := &s.r.watchers
+	w.mu.Lock()
+	for _, d := range layers {
+		s.watcher.layers[d] = true
+	}
+	w.mu.Unlock()
+	if s.watcher.show == nil {
+		return func() {}
+	}
+	w.mounted(layers, func(m *mounts) { m.steps++ })
+	return sync.OnceFunc(func() { w.mounted(layers, func(m *mounts) { m.steps-- }) })
+}
 
 // End says that the step has ended. Nothing is shown in its progress any more.
 func (s *Step) End() {

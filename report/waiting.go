@@ -14,22 +14,31 @@ const again = 10 * time.Second
 
 // watchers are those who are shown that reads wait, and what they are shown.
 type watchers struct {
-	mu    sync.Mutex
-	all   []*watcher
-	waits map[digest.Digest]*wait
+	mu     sync.Mutex
+	all    []*watcher
+	waits  map[digest.Digest]*wait
+	mounts map[digest.Digest]*mounts
 }
 
 // watcher is a step that runs, or FROM of builds that do.
 type watcher struct {
-	show   func(since time.Time) Line
-	key    any // what it stands for, if that's FROM; nil for a step
+	show   func(since time.Time) Line // nil for a step that has no place in a build's progress
+	key    any                        // what it stands for, if that's FROM; nil for a step
 	base   Base
 	builds int // that share this FROM; guarded by Reporter.mu
 	since  time.Time
 	layers map[digest.Digest]bool
 	lines  map[*wait]Line
-	copies map[digest.Digest][]time.Time // FROM's: when the copies of its build have begun that read a layer
 }
+
+// mounts are how often a layer is mounted to be read.
+type mounts struct {
+	all   int
+	steps int       // of these, those of steps that show it themselves
+	since time.Time // when one has begun that is no step's, if there are some
+}
+
+func (m *mounts) others() bool { return m != nil && m.all > m.steps }
 
 // wait is a layer that somebody waits for.
 type wait struct {
@@ -41,8 +50,8 @@ type wait struct {
 }
 
 // Waiting notes that a read of a layer has waited since then and still does, for what is. It is shown to the steps that
-// run and have the layer, each of which may be who reads; where none has, it isn't a step that reads, and it is shown below
-// FROM of the builds that use the layer. So it is of builds that copy from the layer, whoever reads: see Copies. That's repeated until over has been called for all reads of the layer. One that begins
+// run and have the layer, each of which may be who reads. Where none has, or somebody else has the layer mounted too (see Mounts), it is shown below FROM of
+// the builds that use the layer. That's repeated until over has been called for all reads of the layer. One that begins
 // to wait while others do is shown to those who have begun since.
 func (r *Reporter) Waiting(layer digest.Digest, since time.Time, what func() string) (over func()) {
 	w := &r.watchers
@@ -75,20 +84,7 @@ func (r *Reporter) Waiting(layer digest.Digest, since time.Time, what func() str
 // show shows a wait to those whom it concerns: again to those who know of it, if it's to be repeated, and to the others as one
 // that has lasted since then, or since they have begun.
 func (w *watchers) show(a *wait, since time.Time, repeat bool) {
-	var to []*watcher
-	step := false
-	for _, v := range w.all {
-		if v.layers[a.layer] {
-			to = append(to, v)
-			step = step || v.key == nil
-		}
-	}
-	to = slices.DeleteFunc(to, func(v *watcher) bool {
-		if v.lines[a] != nil {
-			return !repeat
-		}
-		return step && v.key != nil && len(v.copies[a.layer]) == 0
-	})
+	to := slices.DeleteFunc(slices.Clone(w.all), func(v *watcher) bool { return !w.concerns(a, v) || v.lines[a] != nil && !repeat })
 	if len(to) == 0 && !repeat {
 		return
 	}
@@ -99,13 +95,23 @@ func (w *watchers) show(a *wait, since time.Time, repeat bool) {
 			if from.Before(v.since) {
 				from = v.since
 			}
-			if begun := v.copies[a.layer]; step && v.key != nil && from.Before(begun[0]) {
-				from = begun[0]
+			if m := w.mounts[a.layer]; v.key != nil && m.others() && from.Before(m.since) {
+				from = m.since
 			}
 			v.lines[a] = v.show(from)
 		}
 		v.lines[a].Set(text)
 	}
+}
+
+// concerns reports whether a watcher is to be shown a wait.
+func (w *watchers) concerns(a *wait, v *watcher) bool {
+	if v.show == nil || !v.layers[a.layer] {
+		return false
+	}
+	return v.key == nil || w.mounts[a.layer].others() || !slices.ContainsFunc(w.all, func(o *watcher) bool {
+		return o.key == nil && o.show != nil && o.layers[a.layer]
+	})
 }
 
 func (w *watchers) over(a *wait) {
@@ -127,7 +133,7 @@ func (w *watchers) over(a *wait) {
 func (w *watchers) add(v *watcher) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v.lines, v.copies, v.since = map[*wait]Line{}, map[digest.Digest][]time.Time{}, time.Now()
+	v.lines, v.since = map[*wait]Line{}, time.Now()
 	w.all = append(w.all, v)
 }
 
@@ -139,13 +145,6 @@ func (w *watchers) remove(v *watcher) {
 		l.Close()
 	}
 	clear(v.lines)
-}
-
-// uses notes that a watcher has a layer.
-func (w *watchers) uses(v *watcher, layer digest.Digest) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	v.layers[layer] = true
 }
 
 // having returns those of the steps that have the layer.
@@ -161,49 +160,43 @@ func (w *watchers) having(layer digest.Digest, steps []*Step) []*Step {
 	return have
 }
 
-// Copies notes that the builds of these sessions copy files out of layers, or make digests of them. That is the daemon's own doing, and
-// no step that runs: while it lasts, their FROM is shown that reads of the layers wait, also those of another build's step, which the
-// copy may share: of a page that somebody waits for already, the kernel tells nobody else's read.
-func (r *Reporter) Copies(sessions []string, layers []digest.Digest) (over func()) {
-	r.mu.Lock()
-	var of []*watcher
-	for _, s := range sessions {
-		for _, a := range r.builds[s] {
-			of = append(of, a.watchers...)
-		}
-	}
-	r.mu.Unlock()
-	begun := time.Now()
+// Mounts notes that layers are mounted to be read, until over is called: by a step, which says so itself with [Step.Mounts], or by
+// somebody who has no place in a build's progress, the daemon itself for the most part, for a COPY, a digest, a frontend that asks for a file, or an export.
+// While these last, FROM is shown that reads of the layers wait, also if a step has them: they may wait for the same bytes, and of a
+// page that somebody waits for already, the kernel tells nobody else's read.
+func (r *Reporter) Mounts(layers []digest.Digest) (over func()) {
 	w := &r.watchers
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, v := range of {
-		for _, d := range layers {
-			if v.layers[d] {
-				v.copies[d] = append(v.copies[d], begun)
-			}
-		}
-	}
-	return sync.OnceFunc(func() { w.copied(of, layers, begun) })
+	w.mounted(layers, func(m *mounts) { m.all++ })
+	return sync.OnceFunc(func() { w.mounted(layers, func(m *mounts) { m.all-- }) })
 }
 
-// copied ends what Copies has begun. If what is shown concerns the build for another reason, that shows it anew.
-func (w *watchers) copied(of []*watcher, layers []digest.Digest, begun time.Time) {
+// mounted changes how often layers are mounted. What is shown and concerns the watcher no more ends.
+func (w *watchers) mounted(layers []digest.Digest, change func(*mounts)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, v := range of {
-		for _, d := range layers {
-			at := slices.Index(v.copies[d], begun)
-			if at < 0 {
-				continue
+	for _, d := range layers {
+		m := w.mounts[d]
+		if m == nil {
+			m = &mounts{}
+			if w.mounts == nil {
+				w.mounts = map[digest.Digest]*mounts{}
 			}
-			if v.copies[d] = slices.Delete(v.copies[d], at, at+1); len(v.copies[d]) > 0 {
-				continue
-			}
-			delete(v.copies, d)
-			if a := w.waits[d]; a != nil && v.lines[a] != nil {
-				v.lines[a].Close()
-				delete(v.lines, a)
+			w.mounts[d] = m
+		}
+		before := m.others()
+		change(m)
+		if !before && m.others() {
+			m.since = time.Now()
+		}
+		if *m == (mounts{since: m.since}) {
+			delete(w.mounts, d)
+		}
+		if a := w.waits[d]; a != nil {
+			for _, v := range w.all {
+				if l := v.lines[a]; l != nil && !w.concerns(a, v) {
+					l.Close()
+					delete(v.lines, a)
+				}
 			}
 		}
 	}
@@ -216,17 +209,34 @@ func (r *Reporter) Follow(sessions []string, key any, img Base, show func(since 
 	defer r.mu.Unlock()
 	for _, s := range sessions {
 		for _, a := range r.builds[s] {
-			v := r.followed(func(v *watcher) bool { return v.key == key })
-			if v == nil {
-				v = &watcher{show: show, key: key, base: img, layers: map[digest.Digest]bool{}}
-				for _, d := range img.Layers {
-					v.layers[d.Digest] = true
-				}
-				r.watchers.add(v)
-			}
-			a.follow(v)
+			r.follow(a, key, img, show)
 		}
 	}
+}
+
+// FollowWith is Follow for the builds that with shows waits to, and for layers of something that they use beside that, such as an imported cache.
+func (r *Reporter) FollowWith(with, key any, layers []Descriptor, show func(since time.Time) Line) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, accounts := range r.builds {
+		for _, a := range accounts {
+			if slices.ContainsFunc(a.watchers, func(v *watcher) bool { return v.key == with }) {
+				r.follow(a, key, Base{Layers: layers}, show)
+			}
+		}
+	}
+}
+
+func (r *Reporter) follow(a *Account, key any, img Base, show func(since time.Time) Line) {
+	v := r.followed(func(v *watcher) bool { return v.key == key })
+	if v == nil {
+		v = &watcher{show: show, key: key, base: img, layers: map[digest.Digest]bool{}}
+		for _, d := range img.Layers {
+			v.layers[d.Digest] = true
+		}
+		r.watchers.add(v)
+	}
+	a.follow(v)
 }
 
 // followed returns the FROM of an open account that is, or nil.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -54,6 +55,10 @@ func progressOf(t *testing.T) (context.Context, func() []string) {
 	t.Helper()
 	r, ctx, end := progress.NewContext(t.Context())
 	t.Cleanup(func() { end(errors.New("over")) })
+	build, _, _ := progress.NewFromContext(ctx)
+	vertex := progress.NewMultiWriter(progress.WithMetadata("vertex", "a step"))
+	vertex.Add(build)
+	ctx = progress.WithProgress(ctx, vertex)
 	start := time.Now()
 	return ctx, func() []string {
 		ps, err := r.Read(t.Context())
@@ -74,6 +79,12 @@ func progressOf(t *testing.T) (context.Context, func() []string) {
 	}
 }
 
+// has has a layer mounted for a step.
+func has(r *Reporter, s *Step, layer digest.Digest) {
+	r.Mounts([]digest.Digest{layer})
+	s.Mounts([]digest.Digest{layer})
+}
+
 // A read that waits is shown in the steps that have the layer, again as long as it lasts, and not in others.
 func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -84,9 +95,9 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 		r.Follow([]string{"s", "other"}, "plan", base, from.line)
 		ctx, shown := progressOf(t)
 		step := r.BeginStep(ctx)
-		step.Uses(a)
+		has(&r, step, a)
 		other := r.BeginStep(t.Context())
-		other.Uses(b)
+		has(&r, other, b)
 		other.watcher.show = func(time.Time) Line { t.Error("a step is shown another's wait"); return nil }
 
 		start := time.Now()
@@ -140,14 +151,14 @@ func TestEachStepIsShownItsWait(t *testing.T) {
 		text := func() string { texts++; return fmt.Sprint("text ", texts) }
 		ctx1, shown1 := progressOf(t)
 		first := r.BeginStep(ctx1)
-		first.Uses(a)
+		has(&r, first, a)
 		start := time.Now()
 		time.Sleep(5 * time.Second)
 		over1 := r.Waiting(a, start, text)
 		time.Sleep(time.Second)
 		ctx2, shown2 := progressOf(t)
 		second := r.BeginStep(ctx2)
-		second.Uses(a)
+		has(&r, second, a)
 		time.Sleep(7 * time.Second)
 		over2 := r.Waiting(a, time.Now().Add(-6*time.Second), text)
 		if got := shown1(); !slices.Equal(got, []string{"text 1 since 0s"}) {
@@ -164,7 +175,7 @@ func TestEachStepIsShownItsWait(t *testing.T) {
 		// A third waits for the second's page, of which nobody is told.
 		ctx3, shown3 := progressOf(t)
 		third := r.BeginStep(ctx3)
-		third.Uses(a)
+		has(&r, third, a)
 		time.Sleep(3 * time.Second)
 		if got := shown3(); !slices.Equal(got, []string{"text 3 since 0s"}) {
 			t.Errorf("the third step is shown %q", got)
@@ -246,23 +257,21 @@ func TestSharedFROMIsFollowedOnce(t *testing.T) {
 	})
 }
 
-// While a build copies from a layer, it is shown that reads of the layer wait, also if it's another build's step that reads: that
-// may be what the copy waits for.
-func TestCopyIsShownAStepsWait(t *testing.T) {
+// While somebody who is no step has a layer mounted, as a COPY has, it is shown below FROM that reads of the layer wait, also if it's a step that
+// reads: that may be what the copy waits for.
+func TestMountsThatAreNoStepsAreShownAStepsWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r Reporter
 		ctx, shown := progressOf(t)
 		step := r.BeginStep(ctx)
 		defer step.End()
-		step.Uses(a)
-		copies, idle := r.Begin("copies"), r.Begin("idle")
-		defer r.End(copies)
-		defer r.End(idle)
-		var from, other board
-		r.Follow([]string{"copies"}, "plan 1", base, from.line)
-		r.Follow([]string{"idle"}, "plan 2", base, other.line)
+		has(&r, step, a)
+		build := r.Begin("build")
+		defer r.End(build)
+		var from board
+		r.Follow([]string{"build"}, "plan", base, from.line)
 
-		over := r.Copies([]string{"copies", "nobody"}, []digest.Digest{c, a, b})
+		over := r.Mounts([]digest.Digest{c, a, b})
 		time.Sleep(5 * time.Second)
 		read := r.Waiting(a, time.Now().Add(-6*time.Second), func() string { return "x" })
 		from.want(t, "since 5s", "x")
@@ -276,7 +285,7 @@ func TestCopyIsShownAStepsWait(t *testing.T) {
 		read = r.Waiting(a, time.Now(), func() string { return "y" })
 		from.want(t)
 		time.Sleep(3 * time.Second)
-		over, second := r.Copies([]string{"copies"}, []digest.Digest{a}), r.Copies([]string{"copies"}, []digest.Digest{a})
+		over, second := r.Mounts([]digest.Digest{a}), r.Mounts([]digest.Digest{a})
 		time.Sleep(10 * time.Second)
 		from.want(t, "since 7s", "y")
 		over()
@@ -285,16 +294,81 @@ func TestCopyIsShownAStepsWait(t *testing.T) {
 		from.want(t, "since 7s", "y", "over")
 		time.Sleep(time.Minute)
 		from.want(t, "since 7s", "y", "over")
+
+		// Another step's mounts are its own affair, in whichever order they begin and end.
+		mount := r.Mounts([]digest.Digest{a})
+		ctx2, shown2 := progressOf(t)
+		other := r.BeginStep(ctx2)
+		over = other.Mounts([]digest.Digest{a})
+		time.Sleep(10 * time.Second)
+		mount()
+		over()
+		other.End()
+		time.Sleep(time.Minute)
+		from.want(t, "since 7s", "y", "over")
+		if got := shown2(); len(got) != 1 {
+			t.Errorf("the other step is shown %q", got)
+		}
 		read()
-		other.want(t)
 		if got := shown(); len(got) != 2 {
 			t.Errorf("the step is shown %q", got)
 		}
 		for _, v := range r.watchers.all {
-			if len(v.lines)+len(v.copies) > 0 {
-				t.Errorf("left: %v, %v", v.lines, v.copies)
+			if len(v.lines) > 0 {
+				t.Errorf("left: %v", v.lines)
 			}
 		}
+		if m := r.watchers.mounts; len(m) != 1 || m[a].all != 1 || m[a].steps != 1 {
+			t.Errorf("mounts left: %v", m)
+		}
+	})
+}
+
+// A step without a place in a build's progress, as a frontend's container is, is shown below FROM.
+func TestWaitOfAStepWithoutVertexIsShownBelowFROM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		reader, ctx, end := progress.NewContext(t.Context())
+		step := r.BeginStep(ctx)
+		has(&r, step, a)
+		other := r.BeginStep(t.Context()) // without any progress
+		has(&r, other, b)
+		build := r.Begin("s")
+		defer r.End(build)
+		var from board
+		r.Follow([]string{"s"}, "plan", base, from.line)
+		r.Waiting(a, time.Now(), func() string { return "x" })()
+		r.Waiting(b, time.Now(), func() string { return "y" })()
+		from.want(t, "since 0s", "x", "over", "since 0s", "y", "over")
+		step.End()
+		other.End()
+		end(errors.New("over"))
+		if ps, err := reader.Read(t.Context()); !errors.Is(err, io.EOF) {
+			t.Errorf("written to the progress of no vertex: %v, %v", ps, err)
+		}
+	})
+}
+
+// A build is shown waits for what it uses beside an image's layers, where that is.
+func TestFollowWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Reporter
+		build, other := r.Begin("s"), r.Begin("other")
+		defer r.End(other)
+		var from, cache, stranger board
+		r.Follow([]string{"s"}, "plan", base, from.line)
+		r.Follow([]string{"other"}, "another plan", base, stranger.line)
+		for range 2 {
+			r.FollowWith("plan", "cache", []Descriptor{{c, 1}}, cache.line)
+		}
+		r.FollowWith("no plan", "another cache", []Descriptor{{c, 1}}, stranger.line)
+		r.Waiting(c, time.Now(), func() string { return "x" })()
+		cache.want(t, "since 0s", "x", "over")
+		from.want(t)
+		r.End(build)
+		r.Waiting(c, time.Now(), func() string { return "x" })()
+		cache.want(t, "since 0s", "x", "over")
+		stranger.want(t)
 	})
 }
 
@@ -312,9 +386,9 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 	r.Missed(a, 0, 1, time.Now(), time.Second, nil) // nobody's
 	ctx1, span1 := tracer.Start(t.Context(), "step 1")
 	one := r.BeginStep(ctx1)
-	one.Uses(a)
+	has(&r, one, a)
 	untraced := r.BeginStep(t.Context())
-	untraced.Uses(b)
+	has(&r, untraced, b)
 	start := time.Now().Add(-time.Minute)
 	r.Missed(a, 4096, 8192, start, 2*time.Second, errors.New("503"))
 	r.Missed(b, 0, 1, start, time.Second, nil)
@@ -339,7 +413,7 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 
 	ctx2, span2 := tracer.Start(t.Context(), "step 2")
 	two := r.BeginStep(ctx2)
-	two.Uses(a)
+	has(&r, two, a)
 	r.Missed(a, 0, 1, start, time.Second, nil)
 	two.End()
 	span2.End()

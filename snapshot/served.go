@@ -213,16 +213,19 @@ func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return table{}, err
 	}
+	over := s.asking()
 	size, err := s.reader().Size(ctx)
+	over()
 	if err != nil {
 		return table{}, err
 	}
 	turn.pass()
 	end := s.takeEnd()
-	from := &readerAt{ctx: ctx, from: end.before(s), turn: turn}
+	from := &readerAt{ctx: ctx, from: end.before(s), turn: turn, asking: s.asking}
 	t, err := f.open(from, size, s.key.TOC, end.p, func() ([]byte, error) {
 		turn.pass()
 		defer turn.take(ctx)
+		defer s.asking()()
 		return s.externalTOC(ctx)
 	})
 	if err != nil {
@@ -281,10 +284,11 @@ func (s *served) close() error {
 
 // readerAt reads a blob as the format packages do.
 type readerAt struct {
-	ctx   context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
-	from  fill.Fetcher
-	turn  *turn
-	first tail // what the first read has got
+	ctx    context.Context //nolint:containedctx // an io.ReaderAt has no other way to get one
+	from   fill.Fetcher
+	turn   *turn
+	asking func() (over func()) // called around each request
+	first  tail                 // what the first read has got
 }
 
 // ReadAt implements io.ReaderAt.
@@ -294,6 +298,7 @@ func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
 	}
 	r.turn.pass()
 	defer r.turn.take(r.ctx) // what has been read is parsed next
+	defer r.asking()()
 	body, err := r.from.Fetch(r.ctx, off, int64(len(p)))
 	if err != nil {
 		return 0, err

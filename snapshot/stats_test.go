@@ -160,6 +160,43 @@ func testStatsAgreeWithTheRegistry(t *testing.T, door string) {
 	}
 }
 
+// TestASlowTableOfContentsIsTold has a registry be broken when a layer is to be mounted.
+func TestASlowTableOfContentsIsTold(t *testing.T) { eachDoor(t, testASlowTableOfContentsIsTold) }
+
+func testASlowTableOfContentsIsTold(t *testing.T, door string) {
+	l := layerOf(t, map[string][]byte{"file": []byte("content")})
+	c := &counting{blobs: map[string][]byte{l.digest.String(): l.blob}}
+	reg := newRegistry(t, c.ServeHTTP, l)
+	opt := reg.options(door)
+	opt.Fill.SlowAfter = 50 * time.Millisecond
+	var mu sync.Mutex
+	var slow []SlowRead
+	var why string
+	over := 0
+	opt.Watch = Watch{Slow: func(r SlowRead) func() {
+		mu.Lock()
+		defer mu.Unlock()
+		slow, why = append(slow, r), r.Why()
+		c.broken.Store(false)
+		return func() {
+			mu.Lock()
+			defer mu.Unlock()
+			over++
+		}
+	}}
+	s, _ := newSnapshotter(t, opt)
+	c.broken.Store(true)
+	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
+		t.Fatalf("Prepare: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(slow) == 0 || over != len(slow) || slow[0].Layer != l.digest || slow[0].Repository != reg.host()+"/team/image" ||
+		slow[0].File != "" || why != reg.host()+" answered 503 Service Unavailable, retrying" {
+		t.Errorf("slow reads %+v because %q, %d are over", slow, why, over)
+	}
+}
+
 func lowerOf(t *testing.T, mounts []mount.Mount) string {
 	t.Helper()
 	for _, o := range mounts[0].Options {

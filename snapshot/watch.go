@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -22,7 +23,7 @@ import (
 type Watch struct {
 	// Missed is told of a read that had to wait for bytes, when the wait is over.
 	Missed func(layer digest.Digest, m fill.Miss)
-	// Slow is told of a read that has waited for fill.SchedulerOptions.SlowAfter and still does. What it returns, if
+	// Slow is told of a read that has waited for fill.SchedulerOptions.SlowAfter and still does, also of one of a table of contents. What it returns, if
 	// that isn't nil, is called when the wait is over.
 	Slow func(SlowRead) (over func())
 	// NoRoom is told why what nobody has asked for isn't fetched: once, and again when there was room in between.
@@ -34,7 +35,7 @@ type SlowRead struct {
 	Layer digest.Digest
 	// Repository is where the blob is read from, e.g. "registry.example/team/image".
 	Repository string
-	// File is a path of the file that is waited for, in the layer.
+	// File is a path of the file that is waited for, in the layer; empty if it's the table of contents.
 	File  string
 	Since time.Time
 	// Why says why the wait lasts, as far as that is known when it is called.
@@ -127,16 +128,7 @@ func (s *served) watchFill(model *layer.Layer) fill.LayerOptions {
 	e := s.engine
 	return fill.LayerOptions{
 		Name: s.key.Blob.String(),
-		Slow: func(file string, waited time.Duration) func() {
-			if e.opt.Watch.Slow == nil {
-				return nil
-			}
-			since := time.Now().Add(-waited)
-			return e.opt.Watch.Slow(SlowRead{
-				Layer: s.key.Blob, Repository: s.reader().Repository(), File: file, Since: since,
-				Why: func() string { return s.why(since) },
-			})
-		},
+		Slow: func(file string, waited time.Duration) func() { return s.slow(file, time.Now().Add(-waited)) },
 		Missed: func(m fill.Miss) {
 			e.totals.misses.Add(1)
 			if m.Err != nil && !errors.Is(m.Err, errUnmounted) {
@@ -149,6 +141,41 @@ func (s *served) watchFill(model *layer.Layer) fill.LayerOptions {
 		},
 		Copied:  func(n int64) { e.totals.copied.Add(n) },
 		Corrupt: func() { e.totals.corrupt.Add(1) },
+	}
+}
+
+// slow tells of a read that waits.
+func (s *served) slow(file string, since time.Time) (over func()) {
+	if s.engine.opt.Watch.Slow == nil {
+		return nil
+	}
+	return s.engine.opt.Watch.Slow(SlowRead{
+		Layer: s.key.Blob, Repository: s.reader().Repository(), File: file, Since: since,
+		Why: func() string { return s.why(since) },
+	})
+}
+
+// asking tells of a request for the table of contents that lasts, until over is called.
+func (s *served) asking() (over func()) {
+	start := time.Now()
+	var mu sync.Mutex
+	ended, end := false, func() {}
+	timer := time.AfterFunc(s.engine.sched.SlowAfter(), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if ended {
+			return
+		}
+		if over := s.slow("", start); over != nil {
+			end = over
+		}
+	})
+	return func() {
+		timer.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		ended = true
+		end()
 	}
 }
 

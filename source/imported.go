@@ -43,6 +43,7 @@ func (s *Snapshotter) FromRemote(ctx context.Context, remote *solver.Remote, nex
 		from.Add(l.desc.Digest, &baseLayer{l})
 	}
 	c := s.planCache(ctx, remote, n)
+	c.followWith(s.opt.Reporter, p, n)
 	for i := n; i < len(descs); i++ {
 		from.Add(descs[i].Digest, &cachedLayer{remote.Provider, &c.layers[i]})
 	}
@@ -95,7 +96,7 @@ func (s *Snapshotter) planCache(ctx context.Context, remote *solver.Remote, n in
 	return c
 }
 
-// base returns the image below the layers, of those that the build is FROM, and how many of the layers up to the topmost lazy one
+// base returns the image below the layers, of those that the build is FROM, nil if there is none, and how many of the layers up to the topmost lazy one
 // are the image's: 0 if none is.
 func (s *Snapshotter) base(ctx context.Context, layers []ocispecs.Descriptor) (best *plan, most int) {
 	get := solver.CacheOptGetterOf(ctx)
@@ -115,7 +116,7 @@ func (s *Snapshotter) base(ctx context.Context, layers []ocispecs.Descriptor) (b
 		if p == nil {
 			continue
 		}
-		if n := p.lazyBelow(layers); n > most {
+		if n := p.lazyBelow(layers); n > most || best == nil {
 			best, most = p, n
 		}
 	}

@@ -14,13 +14,22 @@ import (
 // follow has the builds of these sessions shown, below FROM, that reads of the image's layers wait, where it isn't a step
 // that reads: COPY --from does, or an export.
 func (p *plan) follow(r *report.Reporter, sessions []string) {
-	if p.progress == nil {
-		return
+	if p.progress != nil {
+		r.Follow(sessions, p, p.base(), p.line)
 	}
-	r.Follow(sessions, p, p.base(), func(since time.Time) report.Line {
-		ctx, stop := p.progress.Start(context.Background())
-		return fromLine{report.NewLine(ctx, since), stop}
-	})
+}
+
+// followWith has the builds that are FROM an image shown, below the step whose result the layers are, that reads of these wait. The lowest n
+// are the image's own.
+func (p *plan) followWith(r *report.Reporter, from *plan, n int) {
+	if p.progress != nil && from != nil {
+		r.FollowWith(from, p, p.descriptors()[n:], p.line)
+	}
+}
+
+func (p *plan) line(since time.Time) report.Line {
+	ctx, stop := p.progress.Start(context.Background())
+	return fromLine{report.NewLine(ctx, since), stop}
 }
 
 // fromLine keeps FROM going as long as the line does.

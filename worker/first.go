@@ -30,11 +30,7 @@ func (w *Worker) ResolveOp(v solver.Vertex, b frontend.FrontendLLBBridge, sm *se
 			w.expectOf(src, trees)
 		}
 	}
-	op, err := w.Worker.ResolveOp(v, b, sm, proxy)
-	if err == nil && w.planner != nil && opOf(v).GetFile() != nil {
-		op = &copying{op, w.reporter}
-	}
-	return op, err
+	return w.Worker.ResolveOp(v, b, sm, proxy)
 }
 
 // expectOf says what will be read at first of an image, if that is where a source comes from.

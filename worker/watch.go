@@ -1,14 +1,19 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	bkexecutor "github.com/moby/buildkit/executor"
+	bksnapshot "github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
@@ -36,7 +41,7 @@ func watch(meter metric.Meter, rep *report.Reporter) (snapshot.Watch, error) {
 			return rep.Waiting(r.Layer, r.Since, func() string {
 				why := r.Why()
 				bklog.L.WithFields(logrus.Fields{
-					"layer": r.Layer, "repository": r.Repository, "file": r.File, "since": r.Since, "reason": why,
+					"layer": r.Layer, "repository": r.Repository, "file": cmp.Or(r.File, "table of contents"), "since": r.Since.Format(time.RFC3339), "reason": why,
 				}).Warn("a read waits for the registry")
 				return report.WaitLine(r.Repository, r.Layer, why)
 			})
@@ -110,19 +115,76 @@ type watchedRef struct {
 // Mount implements executor.MountableRef.
 func (r watchedRef) Mount() ([]mount.Mount, func() error, error) {
 	mounts, release, err := r.MountableRef.Mount()
-	one := ""
-	for _, m := range mounts {
-		for _, dir := range dirsOf(m) {
-			if layer, ok := r.by.at(dir); ok {
-				r.by.step.Uses(layer)
-				one = dir
-			}
-		}
+	if err != nil {
+		return mounts, release, err
 	}
+	layers, one := r.by.at.layersIn(mounts, dirsOf)
 	if one != "" {
 		r.by.first(one)
 	}
-	return mounts, release, err
+	return mounts, releasing(release, r.by.step.Mounts(layers)), nil
+}
+
+// watchedSnapshotter tells the reporter which layers are mounted.
+type watchedSnapshotter struct {
+	bksnapshot.Snapshotter
+	reporter *report.Reporter
+	at       layerAt
+}
+
+// Mounts implements snapshot.Snapshotter.
+func (s *watchedSnapshotter) Mounts(ctx context.Context, key string) (bksnapshot.Mountable, error) {
+	return s.watched(s.Snapshotter.Mounts(ctx, key))
+}
+
+// View implements snapshot.Snapshotter.
+func (s *watchedSnapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (bksnapshot.Mountable, error) {
+	return s.watched(s.Snapshotter.View(ctx, key, parent, opts...))
+}
+
+func (s *watchedSnapshotter) watched(m bksnapshot.Mountable, err error) (bksnapshot.Mountable, error) {
+	if err != nil {
+		return nil, err
+	}
+	return watchedMountable{m, s}, nil
+}
+
+type watchedMountable struct {
+	bksnapshot.Mountable
+	by *watchedSnapshotter
+}
+
+// Mount implements snapshot.Mountable.
+func (m watchedMountable) Mount() ([]mount.Mount, func() error, error) {
+	mounts, release, err := m.Mountable.Mount()
+	if err != nil {
+		return mounts, release, err
+	}
+	layers, _ := m.by.at.layersIn(mounts, func(m mount.Mount) []string { return append(lowerDirs(m.Options), m.Source) })
+	return mounts, releasing(release, m.by.reporter.Mounts(layers)), nil
+}
+
+// releasing returns release with something that is over then.
+func releasing(release func() error, over func()) func() error {
+	return func() error {
+		defer over()
+		if release == nil {
+			return nil
+		}
+		return release()
+	}
+}
+
+// layersIn returns the lazy layers in mounts, each once, and the directory of one of them.
+func (at layerAt) layersIn(mounts []mount.Mount, dirsOf func(mount.Mount) []string) (layers []digest.Digest, one string) {
+	for _, m := range mounts {
+		for _, dir := range dirsOf(m) {
+			if layer, ok := at(dir); ok && !slices.Contains(layers, layer) {
+				layers, one = append(layers, layer), dir
+			}
+		}
+	}
+	return layers, one
 }
 
 // dirsOf returns the directories that a mount shows: the layers of an overlay, or what a bind mount is of. BuildKit mounts

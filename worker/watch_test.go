@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,7 +11,10 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	bkexecutor "github.com/moby/buildkit/executor"
+	bksnapshot "github.com/moby/buildkit/snapshot"
+	"github.com/moby/buildkit/util/progress"
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,6 +88,109 @@ func TestWatchMounts(t *testing.T) {
 	if !slices.Equal(got, []string{"/snapshots/1/fs", "/snapshots/2/fs", "/snapshots/3/fs"}) {
 		t.Errorf("layers of the step: %q", got)
 	}
+}
+
+// views is a snapshotter whose views are overlays of layers.
+type views struct {
+	bksnapshot.Snapshotter
+	released int
+}
+
+func (v *views) View(context.Context, string, string, ...snapshots.Opt) (bksnapshot.Mountable, error) {
+	return view{mountedRef{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/snapshots/2/fs:/snapshots/1/fs"}}}, v}, nil
+}
+
+func (v *views) Mounts(_ context.Context, key string) (bksnapshot.Mountable, error) {
+	if key == "none" {
+		return nil, errors.New("there is none")
+	}
+	return view{mountedRef{{Type: "bind", Source: "/snapshots/1/fs"}}, v}, nil
+}
+
+type view struct {
+	mountedRef
+	of *views
+}
+
+func (v view) Mount() ([]mount.Mount, func() error, error) {
+	return v.mountedRef, func() error { v.of.released++; return nil }, nil
+}
+
+type line struct{ shown *int }
+
+func (l line) Set(string) { *l.shown++ }
+func (line) Close()       {}
+
+// What BuildKit mounts for itself is known while it's mounted: the builds that are FROM the layer are shown that reads of it wait, also
+// if a step of another build has it.
+func TestMountsThatAreNoStepsAreKnown(t *testing.T) {
+	var rep report.Reporter
+	one := digest.FromString("1")
+	layers := layerAt(func(dir string) (digest.Digest, bool) { return one, dir == "/snapshots/1/fs" })
+	inner := &views{}
+	s := &watchedSnapshotter{inner, &rep, layers}
+	if _, err := s.Mounts(t.Context(), "none"); err == nil {
+		t.Error("no error of what there is none of")
+	}
+
+	vertex := progress.WithProgress(t.Context(), progress.NewMultiWriter())
+	step := rep.BeginStep(vertex)
+	defer step.End()
+	build := rep.Begin("s")
+	defer rep.End(build)
+	shown := 0
+	rep.Follow([]string{"s"}, "FROM", report.Base{Layers: []report.Descriptor{{Digest: one}}}, func(time.Time) report.Line { return line{&shown} })
+	wait := func() { rep.Waiting(one, time.Now(), func() string { return "waiting" })() }
+
+	src, err := s.View(t.Context(), "view", "parent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, _ := watchMounts(step, layers, func(string) {}, bkexecutor.Mount{Src: mountable{src}}, nil)
+	ref, err := root.Src.Mount(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, end, err := ref.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wait(); shown != 0 {
+		t.Error("a step's wait is shown below FROM")
+	}
+	for _, open := range []func() (bksnapshot.Mountable, error){
+		func() (bksnapshot.Mountable, error) { return src, nil },
+		func() (bksnapshot.Mountable, error) { return s.Mounts(t.Context(), "layer") },
+	} {
+		m, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, release, err := m.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := shown
+		if wait(); shown != before+1 {
+			t.Errorf("shown %d times, want once more than %d", shown, before)
+		}
+		if err := release(); err != nil {
+			t.Error(err)
+		}
+		if wait(); shown != before+1 {
+			t.Error("what nobody but the step has mounted is shown below FROM")
+		}
+	}
+	if err := end(); err != nil || inner.released != 3 {
+		t.Errorf("%d of 3 mounts were released, %v", inner.released, err)
+	}
+}
+
+// mountable is what a step mounts.
+type mountable struct{ bksnapshot.Mountable }
+
+func (m mountable) Mount(context.Context, bool) (bkexecutor.MountableRef, error) {
+	return m.Mountable, nil
 }
 
 // The root of a step is a bind mount of an overlay that BuildKit has mounted.

@@ -157,7 +157,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		}
 		wopt.ContentStore = containerdsnapshot.NewContentStore(
 			planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
-		wopt.Snapshotter = &linking{Snapshotter: planner}
+		wopt.Snapshotter = &linking{Snapshotter: &watchedSnapshotter{planner, w.reporter, w.layerAt}}
 		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter, layerAt: w.layerAt, expect: w.expect}
 	}
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
@@ -210,9 +210,6 @@ func (w *Worker) Exporter(name string, sm *session.Manager) (bkexporter.Exporter
 	exp, err := w.Worker.Exporter(name, sm)
 	if err != nil {
 		return nil, err
-	}
-	if name == client.ExporterLocal || name == client.ExporterTar {
-		exp = &exporting{exp, w.reporter}
 	}
 	e := exporter.New(name, exp)
 	e.Content = w.ContentStore()
