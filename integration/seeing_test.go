@@ -531,3 +531,27 @@ func lineBelow(plain, vertex, line string) (n, rest string, err error) {
 	}
 	return n, strings.TrimPrefix(rest, line), nil
 }
+
+// TestReportAfterARestart builds on layers that an earlier daemon has mounted and pulled: the report says what they are.
+func TestReportAfterARestart(t *testing.T) { eachDoor(t, testReportAfterARestart) }
+
+func testReportAfterARestart(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:1", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip, baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+	var reports []lazyReport
+	for _, file := range []string{"/big/0", "/big/1"} {
+		d := startDaemon(t, opt)
+		reports = append(reports, reportOf(t, build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum " + file + "\n"})))
+		stopDaemon(t, d)
+	}
+	for i, rep := range reports {
+		layers := rep.Images[0].Layers
+		if layers[0].Mode != "eager" || layers[0].Reason != "no table of contents" || layers[1].Mode != "lazy" {
+			t.Errorf("build %d: layers %+v", i+1, layers)
+		}
+	}
+	if n := reports[1].Images[0].Layers[0].Fetched; n != 0 {
+		t.Errorf("%d bytes were fetched of what is there", n)
+	}
+}

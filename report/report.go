@@ -18,7 +18,7 @@ const (
 	Lazy Mode = "lazy"
 	// Eager layers are pulled and unpacked; Layer.Reason says why.
 	Eager Mode = "eager"
-	// Unused layers were neither mounted nor pulled since the daemon started.
+	// Unused layers are neither mounted nor pulled.
 	Unused Mode = "unused"
 )
 
@@ -190,6 +190,15 @@ func (r *Reporter) Pulled(d digest.Digest, reason string) {
 	r.failed = slices.DeleteFunc(r.failed, func(f failure) bool { return f.digest == d })
 	l := r.layer(d)
 	l.mode, l.format, l.reason = Eager, "", reason
+}
+
+// Kept notes that the layer was pulled before the daemon started, and why. What is known of it already stays.
+func (r *Reporter) Kept(d digest.Digest, reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.layer(d); l.mode == Unused {
+		l.mode, l.reason = Eager, reason
+	}
 }
 
 // Forget notes that the layer is no longer held locally. Counters stay, so that

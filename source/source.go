@@ -107,12 +107,25 @@ func (i *instance) CacheKey(ctx context.Context, jobCtx solver.JobContext, index
 			sn.plans.add(p)
 		}
 	}
+	i.reportKept(ctx)
 	if jobCtx != nil {
 		sessions := session.AllSessionIDs(jobCtx.Session())
 		i.src.opt.Reporter.Use(sessions, i.plan.base())
 		i.plan.follow(i.src.opt.Reporter, sessions)
 	}
 	return key, pin, opts, done, nil
+}
+
+// reportKept tells the reporter which of the layers that can't be lazy are there from before the daemon started.
+func (i *instance) reportKept(ctx context.Context) {
+	for n := range i.plan.layers {
+		l := &i.plan.layers[n]
+		if reason := l.eager(); reason != "" && l.refused() == nil {
+			if _, err := i.src.opt.ContentStore.Info(ctx, l.desc.Digest); err == nil {
+				i.src.opt.Reporter.Kept(l.desc.Digest, reason)
+			}
+		}
+	}
 }
 
 // newPlan reads the manifest that BuildKit has just resolved.
