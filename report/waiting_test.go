@@ -79,8 +79,8 @@ func progressOf(t *testing.T) (context.Context, func() []string) {
 	}
 }
 
-// has has a layer mounted for a step.
-func has(r *Reporter, s *Step, layer digest.Digest) {
+// mounted has a layer mounted for a step.
+func mounted(r *Reporter, s *Step, layer digest.Digest) {
 	r.Mounts([]digest.Digest{layer})
 	s.Mounts([]digest.Digest{layer})
 }
@@ -95,9 +95,9 @@ func TestWaitIsShownInTheStepThatHasTheLayer(t *testing.T) {
 		r.Follow([]string{"s", "other"}, "plan", base, from.line)
 		ctx, shown := progressOf(t)
 		step := r.BeginStep(ctx)
-		has(&r, step, a)
+		mounted(&r, step, a)
 		other := r.BeginStep(t.Context())
-		has(&r, other, b)
+		mounted(&r, other, b)
 		other.watcher.show = func(time.Time) Line { t.Error("a step is shown another's wait"); return nil }
 
 		start := time.Now()
@@ -151,14 +151,14 @@ func TestEachStepIsShownItsWait(t *testing.T) {
 		text := func() string { texts++; return fmt.Sprint("text ", texts) }
 		ctx1, shown1 := progressOf(t)
 		first := r.BeginStep(ctx1)
-		has(&r, first, a)
+		mounted(&r, first, a)
 		start := time.Now()
 		time.Sleep(5 * time.Second)
 		over1 := r.Waiting(a, start, text)
 		time.Sleep(time.Second)
 		ctx2, shown2 := progressOf(t)
 		second := r.BeginStep(ctx2)
-		has(&r, second, a)
+		mounted(&r, second, a)
 		time.Sleep(7 * time.Second)
 		over2 := r.Waiting(a, time.Now().Add(-6*time.Second), text)
 		if got := shown1(); !slices.Equal(got, []string{"text 1 since 0s"}) {
@@ -175,7 +175,7 @@ func TestEachStepIsShownItsWait(t *testing.T) {
 		// A third waits for the second's page, of which nobody is told.
 		ctx3, shown3 := progressOf(t)
 		third := r.BeginStep(ctx3)
-		has(&r, third, a)
+		mounted(&r, third, a)
 		time.Sleep(3 * time.Second)
 		if got := shown3(); !slices.Equal(got, []string{"text 3 since 0s"}) {
 			t.Errorf("the third step is shown %q", got)
@@ -265,7 +265,7 @@ func TestMountsThatAreNoStepsAreShownAStepsWait(t *testing.T) {
 		ctx, shown := progressOf(t)
 		step := r.BeginStep(ctx)
 		defer step.End()
-		has(&r, step, a)
+		mounted(&r, step, a)
 		build := r.Begin("build")
 		defer r.End(build)
 		var from board
@@ -330,9 +330,9 @@ func TestWaitOfAStepWithoutVertexIsShownBelowFROM(t *testing.T) {
 		var r Reporter
 		reader, ctx, end := progress.NewContext(t.Context())
 		step := r.BeginStep(ctx)
-		has(&r, step, a)
+		mounted(&r, step, a)
 		other := r.BeginStep(t.Context()) // without any progress
-		has(&r, other, b)
+		mounted(&r, other, b)
 		build := r.Begin("s")
 		defer r.End(build)
 		var from board
@@ -386,9 +386,9 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 	r.Missed(a, 0, 1, time.Now(), time.Second, nil) // nobody's
 	ctx1, span1 := tracer.Start(t.Context(), "step 1")
 	one := r.BeginStep(ctx1)
-	has(&r, one, a)
+	mounted(&r, one, a)
 	untraced := r.BeginStep(t.Context())
-	has(&r, untraced, b)
+	mounted(&r, untraced, b)
 	start := time.Now().Add(-time.Minute)
 	r.Missed(a, 4096, 8192, start, 2*time.Second, errors.New("503"))
 	r.Missed(b, 0, 1, start, time.Second, nil)
@@ -413,7 +413,7 @@ func TestReadsAreSpansOfTheStep(t *testing.T) {
 
 	ctx2, span2 := tracer.Start(t.Context(), "step 2")
 	two := r.BeginStep(ctx2)
-	has(&r, two, a)
+	mounted(&r, two, a)
 	r.Missed(a, 0, 1, start, time.Second, nil)
 	two.End()
 	span2.End()
