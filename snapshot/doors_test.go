@@ -1,9 +1,13 @@
 package snapshot
 
 import (
+	"errors"
 	"os"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
@@ -36,3 +40,21 @@ func eachDoor(t *testing.T, test func(t *testing.T, door string)) {
 
 // mountsPerLayer is how many mounts a layer of one snapshot makes: the door's, and a bind mount of that.
 const mountsPerLayer = 2
+
+// A read that the kernel refuses before anybody knows of which layer is told of; that of a layer that is gone isn't.
+func TestDeniedOfNoLayer(t *testing.T) {
+	var told []error
+	e := &engine{opt: Options{Blob: blob.Options{Failed: func(layer digest.Digest, err error) {
+		if layer != "" {
+			t.Errorf("told of layer %s", layer)
+		}
+		told = append(told, err)
+	}}}}
+	why := errors.New("too many open files")
+	e.denied("", why)
+	e.denied("", erofs.ErrUnmounted)
+	e.denied("/gone", why)
+	if len(told) != 1 || !errors.Is(told[0], why) {
+		t.Errorf("told of %v, want %v once", told, why)
+	}
+}

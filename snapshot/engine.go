@@ -386,8 +386,15 @@ func (e *engine) denied(target string, err error) {
 		}
 	}
 	e.mu.Unlock()
-	if s != nil && e.opt.Blob.Failed != nil && !errors.Is(err, errUnmounted) {
-		e.opt.Blob.Failed(s.key.Blob, err)
+	var layer digest.Digest // unknown if the kernel couldn't even tell of the read
+	switch {
+	case s != nil:
+		layer = s.key.Blob
+	case target != "" || errors.Is(err, erofs.ErrUnmounted):
+		return // of what is gone
+	}
+	if e.opt.Blob.Failed != nil && !errors.Is(err, errUnmounted) {
+		e.opt.Blob.Failed(layer, err)
 	}
 }
 
