@@ -65,8 +65,8 @@ func run(t *testing.T, env []string, args ...string) (stdout, stderr string, sta
 	return out.String(), diag.String(), cmd.ProcessState.ExitCode()
 }
 
-// refuses runs a daemon that cannot start: it must exit with a status other than 0 and say want.
-func refuses(t *testing.T, env, args []string, want ...string) {
+// refuses runs a daemon that cannot start: it must exit with a status other than 0 and say want. It returns all that was said.
+func refuses(t *testing.T, env, args []string, want ...string) string {
 	t.Helper()
 	_, stderr, status := run(t, env, args...)
 	if status <= 0 {
@@ -76,6 +76,7 @@ func refuses(t *testing.T, env, args []string, want ...string) {
 	if strings.Contains(stderr, "panic") || strings.Contains(stderr, "goroutine ") {
 		t.Errorf("standard error is no message for a user:\n%s", stderr)
 	}
+	return stderr
 }
 
 // TestVersion prints the four fields that buildx takes apart.
@@ -211,7 +212,10 @@ func TestStartOnFullDisk(t *testing.T) {
 
 // TestNoRuntime starts without an OCI runtime.
 func TestNoRuntime(t *testing.T) {
-	refuses(t, []string{"PATH=" + t.TempDir()}, []string{"--root", t.TempDir(), "--addr", "unix://" + filepath.Join(t.TempDir(), "sock")}, "runc")
+	said := refuses(t, []string{"PATH=" + t.TempDir()}, []string{"--root", t.TempDir(), "--addr", "unix://" + filepath.Join(t.TempDir(), "sock")}, "runc")
+	if strings.Contains(said, "level=error") {
+		t.Errorf("what has been started and is stopped in order is told of as an error:\n%s", said)
+	}
 }
 
 // TestNoDoor hides /dev/fuse from the daemon, and gives it a tmpfs, which raises no pre-content events: it builds eagerly, and says

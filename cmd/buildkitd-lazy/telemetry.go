@@ -125,7 +125,7 @@ func startCollector(path string, to sdktrace.SpanExporter) (stop func(), err err
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := server.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := server.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, grpc.ErrServerStopped) {
 			bklog.L.WithError(err).WithField("path", path).Error("traces of build steps are not received any more")
 		}
 	}()
