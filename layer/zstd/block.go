@@ -24,29 +24,20 @@ const (
 	leastStreams = 1024
 )
 
-// block appends src[begin:] as a block. What is before may be matched.
-func (e *encoder) block(out, src []byte, begin int, last bool) []byte {
-	p := src[begin:]
+// block appends the block at hand, which is p, and reports whether it is compressed: with all but the last so many literals and sequences that there are, which are the segment's.
+func (e *encoder) block(out, p []byte, lits, seqs int, last bool) ([]byte, bool) {
 	if len(p) >= leastRepeated && bytes.Equal(p[1:], p[:len(p)-1]) {
-		return append(appendBlockHeader(out, blockRepeated, len(p), last), p[0])
+		return append(appendBlockHeader(out, blockRepeated, len(p), last), p[0]), false
 	}
-	before := e.recent
-	e.parse(src, begin)
-	packed := e.appendLiterals(e.packed[:0])
-	packed = e.coder.append(packed)
+	packed := e.appendLiterals(e.packed[:0], e.lits[:lits])
+	packed = e.coder.append(packed, e.seqs[:seqs], &e.whole.fields)
 	if len(packed) < len(p) {
-		return append(appendBlockHeader(out, blockCompressed, len(packed), last), packed...)
+		return append(appendBlockHeader(out, blockCompressed, len(packed), last), packed...), true
 	}
 	// Who decompresses doesn't see what this one would have left to the next.
-	e.recent = before
-	e.forget()
-	return append(appendBlockHeader(out, blockRaw, len(p), last), p...)
-}
-
-// forget has the next block begin with codes of its own.
-func (e *encoder) forget() {
 	e.huffman.last = false
 	e.coder.last = [3]*table{}
+	return append(appendBlockHeader(out, blockRaw, len(p), last), p...), false
 }
 
 func appendBlockHeader(out []byte, kind, size int, last bool) []byte {
@@ -58,13 +49,13 @@ func appendBlockHeader(out []byte, kind, size int, last bool) []byte {
 }
 
 // appendLiterals appends the literals of a block.
-func (e *encoder) appendLiterals(out []byte) []byte {
-	n := len(e.lits)
+func (e *encoder) appendLiterals(out, lits []byte) []byte {
+	n := len(lits)
 	if n < leastHuffman {
-		return append(appendLiteralsHeader(out, literalsRaw, n), e.lits...)
+		return append(appendLiteralsHeader(out, literalsRaw, n), lits...)
 	}
-	if bytes.Equal(e.lits[1:], e.lits[:n-1]) {
-		return append(appendLiteralsHeader(out, literalsRepeated, n), e.lits[0])
+	if bytes.Equal(lits[1:], lits[:n-1]) {
+		return append(appendLiteralsHeader(out, literalsRepeated, n), lits[0])
 	}
 	// The kind, what is to follow, and both sizes, of which the second isn't known yet.
 	size := 3
@@ -75,9 +66,9 @@ func (e *encoder) appendLiterals(out []byte) []byte {
 		size = 4
 	}
 	begin := len(out) + size
-	packed, last := e.huffman.append(out[:begin], e.lits)
+	packed, last := e.huffman.append(out[:begin], lits, &e.whole.literals)
 	if packed == nil {
-		return append(appendLiteralsHeader(out, literalsRaw, n), e.lits...)
+		return append(appendLiteralsHeader(out, literalsRaw, n), lits...)
 	}
 	h := uint64(literalsHuffman)
 	if last {

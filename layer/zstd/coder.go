@@ -4,11 +4,9 @@ import "encoding/binary"
 
 // A coder encodes the sequences of the blocks of a frame.
 type coder struct {
-	own    [3][2]table // codes that were made for a block: the next one, and one that last may have
-	next   [3]int      // in own
-	last   [3]*table   // what the block before has used, nil where that can't be said
-	counts [3][64]uint32
-	seqs   []sequence // of the block
+	own  [3][2]table // codes that were made for a block: the next one, and one that last may have
+	next [3]int      // in own
+	last [3]*table   // what the block before has used, nil where that can't be said
 }
 
 // How a block says a code.
@@ -26,9 +24,9 @@ const (
 	symbolCost = 5 * bit
 )
 
-// append appends the sequences that were added. There's room in out for all that a block can be.
-func (c *coder) append(out []byte) []byte {
-	switch n := len(c.seqs); {
+// append appends the sequences of a block, of which the symbols were counted. There's room in out for all that a block can be.
+func (c *coder) append(out []byte, seqs []sequence, counts *[3][64]uint32) []byte {
+	switch n := len(seqs); {
 	case n == 0:
 		return append(out, 0)
 	case n < 128:
@@ -43,10 +41,10 @@ func (c *coder) append(out []byte) []byte {
 	var t [3]*table
 	for of := range t {
 		var mode int
-		out, t[of], mode = c.choose(out, of, len(c.seqs))
+		out, t[of], mode = c.choose(out, of, counts[of][:], len(seqs))
 		out[modes] |= uint8(mode << (6 - 2*of))
 	}
-	out = encode(out, c.seqs, &t)
+	out = encode(out, seqs, &t)
 	for of := range t {
 		if t[of] == &c.own[of][c.next[of]] {
 			c.next[of] ^= 1
@@ -56,29 +54,9 @@ func (c *coder) append(out []byte) []byte {
 	return out
 }
 
-// begin forgets the sequences of the block before.
-func (c *coder) begin() {
-	c.seqs = c.seqs[:0]
-	c.counts = [3][64]uint32{}
-}
-
-// add adds a sequence: so many literals, the length of the match less minMatch, and its offset, as the format has it. Each is counted at once, while
-// the next match is waited for.
-func (c *coder) add(literals, length, offset uint32) {
-	l, m, o := symbolOfLiterals(literals)&63, symbolOfLength(length)&63, symbolOfOffset(offset)&31
-	c.counts[ofLiterals][l]++
-	c.counts[ofOffset][o]++
-	c.counts[ofLength][m]++
-	nl, nm := literalsExtra[l], lengthExtra[m]
-	extra := uint64(offset) &^ (1 << o)
-	extra = extra<<(nm&63) | uint64(length)&(1<<(nm&63)-1)
-	extra = extra<<(nl&63) | uint64(literals)&(1<<(nl&63)-1)
-	c.seqs = append(c.seqs, sequence{extra: extra, bits: nl + nm + o, literals: l, offset: o, length: m})
-}
-
 // choose finds the code for a field of a block with so many sequences, and appends what says it.
-func (c *coder) choose(out []byte, of, total int) ([]byte, *table, int) {
-	f, counts := &fields[of], c.counts[of][:]
+func (c *coder) choose(out []byte, of int, counts []uint32, total int) ([]byte, *table, int) {
+	f := &fields[of]
 	for counts[len(counts)-1] == 0 {
 		counts = counts[:len(counts)-1]
 	}
@@ -106,10 +84,10 @@ func (c *coder) choose(out []byte, of, total int) ([]byte, *table, int) {
 
 // least returns about what a code of its own takes for so many symbols, with what says it.
 func least(counts []uint32, total int) uint32 {
-	cost, all := uint32(0), log16(uint32(total))
+	cost, all := uint32(0), log2Of(uint32(total))
 	for _, k := range counts {
 		if k > 0 {
-			cost += k*(all-log16(k)) + symbolCost
+			cost += k*(all-log2Of(k)) + symbolCost
 		}
 	}
 	return cost + cost>>5

@@ -14,30 +14,32 @@ func TestEncode(t *testing.T) {
 	for seed := range layertest.Seeds(300) {
 		r := rand.New(rand.NewPCG(seed, 6))
 		var c coder
-		c.begin()
+		var h histogram
+		var seqs []sequence
+		add := func(literals, length, offset uint32) { seqs = append(seqs, h.newSequence(literals, length, offset)) }
 		upTo := func(most int) uint32 { return uint32(1)<<r.IntN(most) - 1 + r.Uint32N(1<<r.IntN(most)) }
 		if seed%2 == 0 {
 			for range 1 + r.IntN(3000) {
-				c.add(upTo(17), upTo(17), 1+upTo(24))
+				add(upTo(17), upTo(17), 1+upTo(24))
 			}
 		} else {
 			// Symbols that are rare, and so take as many bits as states have, with as many extra bits as fit beside them, or one more.
 			for i := range 5000 {
 				if i%50 > 0 {
-					c.add(0, 0, 1)
+					add(0, 0, 1)
 					continue
 				}
 				l, m := 9+r.IntN(7), 7+r.IntN(7)
-				c.add(1<<l, 1<<m, 1<<(usualExtra+r.IntN(2)-l-m))
+				add(1<<l, 1<<m, 1<<(usualExtra+r.IntN(2)-l-m))
 			}
 		}
 		tables := [3]*table{}
 		for of := range tables {
-			_, tables[of], _ = c.choose(make([]byte, 0, 1024), of, len(c.seqs))
+			_, tables[of], _ = c.choose(make([]byte, 0, 1024), of, h.fields[of][:], len(seqs))
 		}
-		got := encode(make([]byte, 3, maxPacked), c.seqs, &tables)
-		if want := packed(c.seqs, &tables); !bytes.Equal(got[3:], want) {
-			t.Fatalf("seed %d: %d sequences are %d bytes, want %d others", seed, len(c.seqs), len(got)-3, len(want))
+		got := encode(make([]byte, 3, maxPacked), seqs, &tables)
+		if want := packed(seqs, &tables); !bytes.Equal(got[3:], want) {
+			t.Fatalf("seed %d: %d sequences are %d bytes, want %d others", seed, len(seqs), len(got)-3, len(want))
 		}
 	}
 }
@@ -82,10 +84,8 @@ func TestSequences(t *testing.T) {
 	for seed := range layertest.Seeds(20_000) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		l, m, o := r.Uint32N(1<<r.IntN(18)), minMatch+r.Uint32N(1<<r.IntN(17)), 1+r.Uint32N(1<<r.IntN(24))
-		var c coder
-		c.begin()
-		c.add(l, m-minMatch, o)
-		s := c.seqs[0]
+		var h histogram
+		s := h.newSequence(l, m-minMatch, o)
 		take := func(n int) uint32 {
 			v := uint32(s.extra & (1<<n - 1))
 			s.extra >>= n

@@ -79,9 +79,6 @@ func (t *table) repeat(symbol uint8) {
 	t.to[symbol&63] = transition{}
 }
 
-// bit is one, where parts of bits are counted.
-const bit = 16
-
 // cost returns what symbols take that occur so many times, without their extra bits.
 func (t *table) cost(counts []uint32) uint32 {
 	if len(counts) > t.n || t.log == 0 {
@@ -98,20 +95,11 @@ func (t *table) cost(counts []uint32) uint32 {
 		case lessThanOne:
 			cost += k * uint32(t.log) * bit
 		default:
-			cost += k * (uint32(t.log)*bit - log16(uint32(p)))
+			cost += k * (uint32(t.log)*bit - log2Of(uint32(p)))
 		}
 	}
 	return cost
 }
-
-// log16 returns the logarithm to the base 2 of v, which isn't 0, in parts of a bit.
-func log16(v uint32) uint32 {
-	n := logOf(v)
-	return n*bit + uint32(log16Of[v<<(31-n)>>26&31])
-}
-
-// log16Of is that of 1 to 2 in steps of a 32nd.
-var log16Of = [32]uint8{0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 13, 14, 14, 15, 15, 15, 16}
 
 // begin returns the state from which a decoder will read a symbol last: the first one that is encoded.
 func (t *table) begin(symbol uint8) uint32 {

@@ -14,34 +14,21 @@ func (c *code) length(s int) uint32 { return c[s] >> 16 }
 
 // A literalCoder encodes the literals of the blocks of a frame.
 type literalCoder struct {
-	codes  [2]code
-	own    int  // of codes: the other one is that of the last block that has one
-	last   bool // whether there is
-	counts [4][256]uint32
-	keys   []uint32 // symbols that there are, rare ones first, with their counts above
-	nodes  []uint32
-	table  table
+	codes [2]code
+	own   int      // of codes: the other one is that of the last block that has one
+	last  bool     // whether there is
+	keys  []uint32 // symbols that there are, rare ones first, with their counts above
+	nodes []uint32
+	table table
 }
 
-// count counts literals, and returns how often the most frequent one occurs.
-func (l *literalCoder) count(p []byte) (most uint32) {
-	l.counts = [4][256]uint32{}
-	a, b, c, d := &l.counts[0], &l.counts[1], &l.counts[2], &l.counts[3]
-	q := p
-	for ; len(q) >= 4; q = q[4:] {
-		a[q[0]]++
-		b[q[1]]++
-		c[q[2]]++
-		d[q[3]]++
-	}
-	for _, s := range q {
-		a[s]++
-	}
+// keep takes what was counted, and returns how often the most frequent literal occurs.
+func (l *literalCoder) keep(counts *[256]uint32) (most uint32) {
 	l.keys = l.keys[:0]
-	for s := range a {
-		if a[s] += b[s] + c[s] + d[s]; a[s] > 0 {
-			l.keys = append(l.keys, a[s]<<8|uint32(s))
-			most = max(most, a[s])
+	for s, n := range counts {
+		if n > 0 {
+			l.keys = append(l.keys, n<<8|uint32(s))
+			most = max(most, n)
 		}
 	}
 	return most
@@ -262,8 +249,8 @@ const (
 
 // append appends what literals of more than one kind are compressed to, and reports whether that's in the code of the last block. It returns nil if it isn't
 // worth it. There's room in out for all that a block can be.
-func (l *literalCoder) append(out, p []byte) (packed []byte, last bool) {
-	most := l.count(p)
+func (l *literalCoder) append(out, p []byte, counts *[256]uint32) (packed []byte, last bool) {
+	most := l.keep(counts)
 	if int(most) < len(p)/evenly || most == 1 {
 		return nil, false
 	}

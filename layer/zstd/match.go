@@ -139,12 +139,12 @@ func matchLen(src []byte, q, pos int) int {
 	return n
 }
 
-// parse finds the sequences and the literals of src[pos:].
-func (e *encoder) parse(src []byte, pos int) {
+// parse appends the sequences and the literals from pos on, up to a match that ends at least at end, and returns where it does. Without one, it returns the end of the
+// last match, and leaves the literals behind it.
+func (e *encoder) parse(src []byte, pos, end int) int {
 	f, lits := &e.finder, e.lits[:cap(e.lits)]
-	e.coder.begin()
-	run, all := pos, 0 // where the literals begin, and how many there are before
-	for pos = max(pos, 1); ; {
+	run, all := pos, len(e.lits) // where the literals begin, and how many there are before
+	for pos = max(pos, 1); run < end; {
 		recent := int(e.recent[0])
 		at, n, d := f.search(src, pos, recent)
 		if n == 0 {
@@ -169,7 +169,7 @@ func (e *encoder) parse(src []byte, pos int) {
 			copy(lits[all:], src[run:pos])
 		}
 		all += literals
-		e.coder.add(uint32(literals), uint32(n-minMatch), offset)
+		e.seqs = append(e.seqs, e.segment.newSequence(uint32(literals), uint32(n-minMatch), offset))
 		if pos += n; pos < len(src)-lookahead {
 			f.put(src, pos-n+1)
 			f.put(src, pos-2)
@@ -179,13 +179,14 @@ func (e *encoder) parse(src []byte, pos int) {
 		}
 		run = pos
 	}
-	e.lits = append(lits[:all], src[run:]...)
+	e.lits = lits[:all]
+	return run
 }
 
 // again adds the match at a position that has the offset before the last one, and returns its length. It takes next to no bits.
 func (e *encoder) again(src []byte, pos, d int) int {
 	n := 4 + matchLen(src, pos+4-d, pos+4)
-	e.coder.add(0, uint32(n-minMatch), e.offset(uint32(d), false))
+	e.seqs = append(e.seqs, e.segment.newSequence(0, uint32(n-minMatch), e.offset(uint32(d), false)))
 	e.finder.put(src, pos)
 	return n
 }

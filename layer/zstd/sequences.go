@@ -71,3 +71,16 @@ func symbolOfLength(n uint32) uint8 {
 }
 
 func symbolOfOffset(v uint32) uint8 { return uint8(logOf(v)) }
+
+// newSequence returns a sequence of so many literals, a match of a length, less minMatch, and its offset, as the format has it, and counts its symbols.
+func (h *histogram) newSequence(literals, length, offset uint32) sequence {
+	l, m, o := symbolOfLiterals(literals)&63, symbolOfLength(length)&63, symbolOfOffset(offset)&31
+	h.fields[ofLiterals][l]++
+	h.fields[ofOffset][o]++
+	h.fields[ofLength][m]++
+	nl, nm := literalsExtra[l], lengthExtra[m]
+	extra := uint64(offset) &^ (1 << o)
+	extra = extra<<(nm&63) | uint64(length)&(1<<(nm&63)-1)
+	extra = extra<<(nl&63) | uint64(literals)&(1<<(nl&63)-1)
+	return sequence{extra: extra, bits: nl + nm + o, literals: l, offset: o, length: m}
+}

@@ -6,13 +6,14 @@
 // empty ones, and depends on its input alone.
 //
 //	search, parse    positions -> sequences of literals and a match      match.go
+//	joins            a new block, where symbols begin to be others       split.go
 //	literals         in a Huffman code                                   block.go, huffman.go
 //	sequences        in FSE codes of their own, or usual ones            sequences.go, fse.go
 //
 // Places where bytes were are found by two hashes, of 8 bytes far away and of 5 nearby, or 4 where the input is small. A place says some bits of the second,
 // too, so that hardly any is looked at, which may be far from all caches, that has other bytes.
 //
-// Functions are safe for concurrent use. Nothing fails: what can't be compressed is stored, and has 3 bytes more for each 128 KiB.
+// Functions are safe for concurrent use. Nothing fails: what can't be compressed is stored, and has 3 bytes more for each block: at most two for 8 KiB.
 package zstd
 
 import (
@@ -35,7 +36,7 @@ const (
 )
 
 // MaxSize returns the size of the largest frame that Append makes of n bytes.
-func MaxSize(n int) int { return maxHeader + n + blockHeader*max(1, (n+maxBlock-1)/maxBlock) }
+func MaxSize(n int) int { return maxHeader + n + blockHeader*2*(n/segmentSize+1) }
 
 // Append appends a frame of p, of up to 4 GiB, to dst, and returns the extended buffer. The frame has the size of p in its header, and no
 // checksum.
@@ -55,10 +56,13 @@ type encoder struct {
 	finder finder
 	recent [3]uint32 // offsets, the last one first
 
-	// Of a block:
-	lits   []byte
-	packed []byte
+	// Of a block, and behind it of the segment that is to be in it or in the next:
+	lits           []byte
+	seqs           []sequence
+	whole, segment histogram
+	cost           int // of whole
 
+	packed  []byte
 	huffman literalCoder
 	coder   coder
 }
@@ -70,13 +74,66 @@ func (e *encoder) frame(out, p []byte) []byte {
 	}
 	e.finder.reset(len(p))
 	e.recent = [3]uint32{1, 4, 8}
-	e.forget()
-	for begin := 0; begin < len(p); {
-		end := min(begin+maxBlock, len(p))
-		out = e.block(out, p[:end], begin, end == len(p))
-		begin = end
+	e.huffman.last = false
+	e.coder.last = [3]*table{}
+	e.drop(len(e.lits), len(e.seqs), 0)
+	begin, before := 0, e.recent // of the block at hand
+	for pos := 0; pos < len(p); {
+		src := p[:min(begin+maxBlock, len(p))]
+		end := len(src)
+		if end-pos > segmentSize+segmentSize/2 {
+			end = pos + segmentSize
+		}
+		lits, seqs, recent := len(e.lits), len(e.seqs), e.recent
+		next := e.parse(src, pos, end)
+		if next > pos {
+			e.segment.count(e.lits[lits:])
+			if (pos > begin || end < len(src)) && !e.joins() {
+				var packed bool
+				if out, packed = e.block(out, p[begin:pos], lits, seqs, false); packed {
+					segment := e.segment
+					e.drop(lits, seqs, e.cost)
+					e.segment = segment
+					e.join()
+					before, begin, pos = recent, pos, next
+				} else {
+					// The segment was parsed as if it were.
+					e.drop(len(e.lits), len(e.seqs), 0)
+					e.recent, begin = before, pos
+				}
+				if pos < len(p) {
+					continue
+				}
+			} else {
+				e.join()
+				pos = next
+			}
+		}
+		if next >= end && pos < len(src) {
+			continue
+		}
+		// There are none but literals behind, which are a block of their own if they are many.
+		if tail := src[pos:]; len(tail) < segmentSize || pos == begin {
+			e.lits = append(e.lits, tail...)
+			e.whole.count(tail)
+			pos = len(src)
+		}
+		var packed bool
+		out, packed = e.block(out, p[begin:pos], len(e.lits), len(e.seqs), pos == len(p))
+		e.drop(len(e.lits), len(e.seqs), 0)
+		if !packed {
+			e.recent = before
+		}
+		before, begin = e.recent, pos
 	}
 	return out
+}
+
+// drop forgets the block, and that much of what is behind it.
+func (e *encoder) drop(lits, seqs, cost int) {
+	e.lits = e.lits[:copy(e.lits, e.lits[lits:])]
+	e.seqs = e.seqs[:copy(e.seqs, e.seqs[seqs:])]
+	e.whole, e.segment, e.cost = histogram{}, histogram{}, cost
 }
 
 // appendFrameHeader appends the header of a frame of so many bytes.
