@@ -116,6 +116,7 @@ func as(t *testing.T, nobody func()) {
 
 // A layout that one may only read is read, and not written to, which is said before anything is made.
 func TestReadOnlyLayout(t *testing.T) {
+	t.Setenv("TMPDIR", "/tmp") // nobody may look into every other
 	dir := filepath.Join(t.TempDir(), "layout")
 	desc, manifest := manifestOf("first")
 	if err := layoutAt(t, dir).PutManifest(t.Context(), desc, manifest, "first"); err != nil {
