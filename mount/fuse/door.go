@@ -25,7 +25,7 @@
 // No read returns zeros in place of missing bytes when the daemon is gone. The kernel ends the connection when nobody has its descriptor,
 // and it's only the daemon that has it, since it isn't inherited: what waits and what comes later gets ENOTCONN or ECONNABORTED. A daemon that waits
 // for itself when it's killed, as it reads a layer or mounts an overlay of one, would never be gone: so each Door has a guardian, a process
-// of its own ([GuardianMain]), which detaches the mounts then, and ends their connections. The next [Open] waits for it, and detaches what is left.
+// of its own ([GuardianMain]), which ends the mounts' connections then. The next [Open] waits for it, and detaches the mounts that are left.
 //
 // # Failure modes
 //

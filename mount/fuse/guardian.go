@@ -29,7 +29,7 @@ func GuardianMain(args []string) bool {
 	}()
 	select {
 	case <-killed:
-		_ = detachBelow(args[1]) // it's all that can be done
+		_ = abortBelow(args[1]) // it's all that can be done
 	case <-ended: // the connections, too: nothing of the daemon is left
 	}
 	return true

@@ -182,19 +182,50 @@ func (c *connection) abort() error {
 	return os.WriteFile(filepath.Join("/sys/fs/fuse/connections", c.number, "abort"), []byte("1"), 0)
 }
 
-// detachBelow detaches every mount of a Door below root, the latest first.
-func detachBelow(root string) error {
+// abortHeld ends the connection of a mount, and leaves the mount: who comes later gets an error, too, and not the directory below.
+func (c *connection) abortHeld(target string) error {
+	held, err := os.OpenFile(target, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_FORCE); errors.Is(err, unix.EPERM) {
+		return c.abort()
+	}
+	return nil // it's busy: we hold it
+}
+
+// mountsBelow returns every mount of a Door below root, the latest first.
+func mountsBelow(root string) ([]*mountinfo.Info, error) {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		elsewhere, _ := mountinfo.PrefixFilter(root)(m)
 		return elsewhere || m.FSType != fsType, false
 	})
 	if err != nil {
-		return fmt.Errorf("list mounts below %s: %w", root, err)
+		return nil, fmt.Errorf("list mounts below %s: %w", root, err)
 	}
-	var errs []error
-	for _, m := range slices.Backward(mounts) {
-		c := connection{number: strconv.Itoa(m.Minor)}
-		errs = append(errs, c.unmount(m.Mountpoint))
+	slices.Reverse(mounts)
+	return mounts, nil
+}
+
+func connectionOf(m *mountinfo.Info) *connection { return &connection{number: strconv.Itoa(m.Minor)} }
+
+// detachBelow detaches every mount of a Door below root.
+func detachBelow(root string) error {
+	mounts, err := mountsBelow(root)
+	errs := []error{err}
+	for _, m := range mounts {
+		errs = append(errs, connectionOf(m).unmount(m.Mountpoint))
+	}
+	return errors.Join(errs...)
+}
+
+// abortBelow ends the connection of every mount of a Door below root.
+func abortBelow(root string) error {
+	mounts, err := mountsBelow(root)
+	errs := []error{err}
+	for _, m := range mounts {
+		errs = append(errs, connectionOf(m).abortHeld(m.Mountpoint))
 	}
 	return errors.Join(errs...)
 }
