@@ -51,6 +51,7 @@ type File struct {
 	pages  uint64   // of all blocks
 	blocks []uint64 // pages of each
 	recent []int    // blocks of which pages came from the disk, and haven't been dropped; the latest last
+	late   []int    // blocks that had pages left when they were dropped, as these were still being read: there's a second try
 }
 
 // Open takes a descriptor of a data file, and what is there of it for something that was written. It returns nil if the file can't be opened a second
@@ -82,7 +83,7 @@ func (b *File) Close() {
 
 // Look drops the pages of what was read longest ago. It reports whether anything was read from the disk since the last look.
 func (b *File) Look() (grown bool) {
-	if b == nil || pagesOf(b.file, 0, 0) == b.pages {
+	if b == nil || len(b.late) == 0 && pagesOf(b.file, 0, 0) == b.pages {
 		return false
 	}
 	for i, before := range b.blocks {
@@ -92,16 +93,29 @@ func (b *File) Look() (grown bool) {
 			grown = true
 		}
 	}
+	for _, i := range b.late {
+		if !slices.Contains(b.recent, i) {
+			b.drop(i)
+		}
+	}
+	b.late = nil
 	for ; len(b.recent) > Keep; b.recent = b.recent[1:] {
-		i := b.recent[0]
-		_ = unix.Fadvise(int(b.file.Fd()), int64(i)*Block, Block, unix.FADV_DONTNEED) // what fails costs memory only
-		b.blocks[i] = b.cached(i)
+		if i := b.recent[0]; b.drop(i) > 0 {
+			b.late = append(b.late, i)
+		}
 	}
 	b.pages = 0
 	for _, n := range b.blocks {
 		b.pages += n
 	}
 	return grown
+}
+
+// drop drops a block's pages, and returns how many are left.
+func (b *File) drop(block int) uint64 {
+	_ = unix.Fadvise(int(b.file.Fd()), int64(block)*Block, Block, unix.FADV_DONTNEED) // what fails costs memory only
+	b.blocks[block] = b.cached(block)
+	return b.blocks[block]
 }
 
 // cached returns how many pages of a block are in the page cache.
