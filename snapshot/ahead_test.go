@@ -137,8 +137,11 @@ func testLookAhead(t *testing.T, door string) {
 	before := len(r.asked())
 	s.LookAhead(labels, nil)
 	waitForEnds(t, s, 0)
-	if got := r.asked(); len(got) != before {
-		t.Errorf("of a layer that is open, asked for %q", got[before:])
+	for _, got := range r.asked()[before:] {
+		first, last := 0, 0
+		if _, err := fmt.Sscanf(got, "%d-%d", &first, &last); err != nil || last >= toc { // before are files beside the one that was read
+			t.Errorf("of a layer that is open, asked for %q", got)
+		}
 	}
 }
 
