@@ -19,7 +19,8 @@
 // sends requests while there is room, neighbours in one (scheduler.go). A request hands its frames on as they
 // arrive, and they land decoded, verified and written (request.go, decode.go).
 //
-// What another chunk has the bytes of, in whatever layer of the Scheduler, those included that are only open for that ([Source]), is copied and not fetched, where the layers are packed (elsewhere.go).
+// What another chunk has the bytes of, in whatever layer of the Scheduler, those included that are only open for that ([Source]), is copied and not
+// fetched, where the layers are packed (elsewhere.go).
 //
 // How far a read is widened depends on evidence: the rest of a small file, its neighbours in the directory, then twice and four
 // times what was read in one place, up to a few times what the link carries in a round trip, which is measured
