@@ -220,36 +220,33 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 		kind  registry.Kind
 		steps string // at and after {fault}
 		below string // the name of the vertex that says so
-		why   string
 	}{
 		"503 in RUN": {
 			registry.Status, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; sha256sum /big/12\n", "RUN sha256sum",
-			"{host} answered 503 Service Unavailable, retrying",
 		},
 		"silence in RUN": {
 			registry.Silence, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; sha256sum /big/12\n", "RUN sha256sum",
-			"no answer yet",
 		},
 		"503 when it's mounted": {
 			registry.Status, "RUN sha256sum /big/12\n", "FROM {ref}",
-			"{host} answered 503 Service Unavailable, retrying",
 		},
 		"503 in a frontend": {
 			registry.Status, "# syntax={ref}\n", "docker-image://{ref}",
-			"{host} answered 503 Service Unavailable, retrying",
 		},
 		"503 in a container of a client's": {
 			registry.Status, "", "docker-image://{ref}",
-			"{host} answered 503 Service Unavailable, retrying",
 		},
 		"503 in COPY": {
 			registry.Status, "RUN sha256sum /big/0; wget -q -O /dev/null {fault}; true\nFROM {ref} AS copy\nCOPY --from=0 /big/12 /copied\nRUN sha256sum /copied\n", "FROM {ref}",
-			"{host} answered 503 Service Unavailable, retrying",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg := startRegistry(t, registry.Options{})
+			why := "no answer yet"
+			if c.kind == registry.Status {
+				why = reg.Host + " answered 503 Service Unavailable, retrying"
+			}
 			reads := "sha256sum /big/0; wget -q -O /dev/null " + reg.URL() + "/lab-fault; sha256sum /big/12"
 			im := busybox(t, bigLayer(t, 16<<20))
 			im.Config.Entrypoint = []string{"sh", "-c", "sha256sum /big/12 >&2"} // of a frontend
@@ -257,7 +254,7 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 			top := layerDigests(t, img)[1]
 			d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Env: door})
 			fill := func(s string) string {
-				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1"), "{host}", reg.Host).Replace(s)
+				return strings.NewReplacer("{fault}", reg.URL()+"/lab-fault", "{ref}", reg.Ref("base:1")).Replace(s)
 			}
 			var broken atomic.Bool
 			broken.Store(!strings.Contains(c.steps, "{fault}") && strings.HasPrefix(c.steps, "RUN"))
@@ -299,7 +296,7 @@ func testASlowReadIsShown(t *testing.T, door []string) {
 				wantContains(t, "output", said, digest.FromString(noise(12, 1<<20)).Encoded())
 				show = shown
 			}
-			if err := show(plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, fill(c.why))); err != nil {
+			if err := show(plain, fill(c.below), fmt.Sprintf("waiting for %s layer %s (%s)", reg.Ref("base"), top, why)); err != nil {
 				t.Errorf("%v:\n%s", err, plain)
 			}
 			wantContains(t, "log", d.Logs(), "a read waits for the registry")

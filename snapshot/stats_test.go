@@ -60,9 +60,7 @@ func testStatsAgreeWithTheRegistry(t *testing.T, door string) {
 	opt.Fill.SlowAfter = 50 * time.Millisecond
 	var mu sync.Mutex
 	var misses []fill.Miss
-	var slow []SlowRead
-	var why string
-	over := 0
+	slow := slowReads{end: func() { c.broken.Store(false) }}
 	opt.Watch = Watch{
 		Missed: func(dgst digest.Digest, m fill.Miss) {
 			mu.Lock()
@@ -72,17 +70,7 @@ func testStatsAgreeWithTheRegistry(t *testing.T, door string) {
 			}
 			misses = append(misses, m)
 		},
-		Slow: func(r SlowRead) func() {
-			mu.Lock()
-			defer mu.Unlock()
-			slow, why = append(slow, r), r.Why()
-			c.broken.Store(false)
-			return func() {
-				mu.Lock()
-				defer mu.Unlock()
-				over++
-			}
-		},
+		Slow: slow.add,
 	}
 	s, root := newSnapshotter(t, opt)
 	if st := s.Stats(); st.Door != door || len(st.Layers) != 0 || st.Totals != (Totals{}) {
@@ -120,11 +108,8 @@ func testStatsAgreeWithTheRegistry(t *testing.T, door string) {
 	if dt, err := json.Marshal(s.Stats()); err != nil || !bytes.Contains(dt, []byte(`"waitSeconds":`)) {
 		t.Errorf("%s, %v", dt, err)
 	}
+	slow.wantBroken(t, reg, l, "file")
 	mu.Lock()
-	if len(slow) == 0 || over != len(slow) || slow[0].Layer != l.digest || slow[0].Repository != reg.host()+"/team/image" ||
-		slow[0].File != "file" || why != reg.host()+" answered 503 Service Unavailable, retrying" {
-		t.Errorf("slow reads %+v because %q, %d are over", slow, why, over)
-	}
 	if int64(len(misses)) != st.Misses || misses[0].Waited < opt.Fill.SlowAfter || misses[0].Bytes == 0 {
 		t.Errorf("misses %+v", misses)
 	}
@@ -169,31 +154,46 @@ func testASlowTableOfContentsIsTold(t *testing.T, door string) {
 	reg := newRegistry(t, c.ServeHTTP, l)
 	opt := reg.options(door)
 	opt.Fill.SlowAfter = 50 * time.Millisecond
-	var mu sync.Mutex
-	var slow []SlowRead
-	var why string
-	over := 0
-	opt.Watch = Watch{Slow: func(r SlowRead) func() {
-		mu.Lock()
-		defer mu.Unlock()
-		slow, why = append(slow, r), r.Why()
-		c.broken.Store(false)
-		return func() {
-			mu.Lock()
-			defer mu.Unlock()
-			over++
-		}
-	}}
+	slow := slowReads{end: func() { c.broken.Store(false) }}
+	opt.Watch = Watch{Slow: slow.add}
 	s, _ := newSnapshotter(t, opt)
 	c.broken.Store(true)
 	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(reg.labels("base", l))); !cerrdefs.IsAlreadyExists(err) {
 		t.Fatalf("Prepare: %v", err)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	if len(slow) == 0 || over != len(slow) || slow[0].Layer != l.digest || slow[0].Repository != reg.host()+"/team/image" ||
-		slow[0].File != "" || why != reg.host()+" answered 503 Service Unavailable, retrying" {
-		t.Errorf("slow reads %+v because %q, %d are over", slow, why, over)
+	slow.wantBroken(t, reg, l, "")
+}
+
+// slowReads are the reads that a snapshotter has told are slow.
+type slowReads struct {
+	end func() // of what makes them slow
+
+	mu   sync.Mutex
+	all  []SlowRead
+	why  string
+	over int
+}
+
+func (r *slowReads) add(read SlowRead) (over func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all, r.why = append(r.all, read), read.Why()
+	r.end()
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.over++
+	}
+}
+
+// wantBroken fails the test unless a read of a file, "" for the table of contents, was slow as the registry was broken, and all are over.
+func (r *slowReads) wantBroken(t *testing.T, reg *registry, l testLayer, file string) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.all) == 0 || r.over != len(r.all) || r.all[0].Layer != l.digest || r.all[0].Repository != reg.host()+"/team/image" ||
+		r.all[0].File != file || r.why != reg.host()+" answered 503 Service Unavailable, retrying" {
+		t.Errorf("slow reads %+v because %q, %d are over", r.all, r.why, r.over)
 	}
 }
 
