@@ -50,7 +50,11 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}
 	parking := newParking(d)
-	s, err := stargz.NewSnapshotter(context.Background(), filepath.Join(root, "snapshotter"), parking, stargz.AsynchronousRemove)
+	dir := filepath.Join(root, "snapshotter")
+	if err := SetAside(context.Background(), dir); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	s, err := stargz.NewSnapshotter(context.Background(), dir, parking, stargz.AsynchronousRemove)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -263,6 +264,13 @@ func eagerSnapshotter(name string) (runc.SnapshotterFactory, error) {
 		}
 	default:
 		return f, fmt.Errorf("unknown snapshotter %q: use auto, stargz, overlayfs, fuse-overlayfs or native", name)
+	}
+	open := f.New
+	f.New = func(root string) (snapshots.Snapshotter, error) {
+		if err := snapshot.SetAside(context.Background(), root); err != nil {
+			return nil, err
+		}
+		return open(root)
 	}
 	return f, nil
 }
