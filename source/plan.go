@@ -30,6 +30,8 @@ const (
 	reasonEncrypted = "it is encrypted"
 	reasonLayout    = "its OCI layout is read through the client"
 	reasonCache     = "its cache isn't in a registry"
+	// reasonFrontend: BuildKit ends one that hasn't answered by then, and most of its program is read before it does.
+	reasonFrontend = "a frontend has to answer within 10 s of its start"
 )
 
 // plan is what is to become of the layers of an image.

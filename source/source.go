@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	bksource "github.com/moby/buildkit/source"
@@ -59,6 +60,9 @@ func (s *Source) Resolve(ctx context.Context, id bksource.Identifier, sm *sessio
 	case *containerimage.ImageIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
 		i.registry = true
+		if id.RecordType == client.UsageRecordTypeFrontend {
+			i.eager = cmp.Or(i.eager, reasonFrontend)
+		}
 	case *containerimage.OCIIdentifier:
 		i.ref, platform, i.limit = id.Reference.String(), id.Platform, id.LayerLimit
 		i.eager = cmp.Or(i.eager, reasonLayout)
