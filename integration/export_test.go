@@ -26,10 +26,6 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
-// pull returns an image of a registry.
-// layerBlob returns the compressed bytes of a layer.
-// wantEStargz checks an image with readers that others wrote: go-containerregistry's
-// validation, stargz-snapshotter's TOC verification, and GNU tar. It returns the names in the layers' TOCs.
 // exportDockerfile adds two layers to a base.
 func exportDockerfile(base string) string {
 	return "FROM " + base + `
@@ -172,7 +168,6 @@ func testExportForceCompression(t *testing.T) {
 	})
 }
 
-// wantZstdDiffIDs checks that the zstd layers hold what the image's config promises.
 // TestExportChunkSizes asks for chunks of other sizes, in all exporters and in caches.
 func TestExportChunkSizes(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
@@ -358,7 +353,6 @@ func TestCacheExport(t *testing.T) {
 	}
 }
 
-// wantLazyLayers checks that layers in the manifest or index of an exported cache carry TOC digests.
 // TestSenselessAttributes asks for what cannot be had.
 func TestSenselessAttributes(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})

@@ -22,6 +22,7 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/integration/lab/registry"
 )
 
+// pull returns an image of a registry.
 func pull(t *testing.T, reg *registry.Registry, tag string) v1.Image {
 	t.Helper()
 	ref, err := name.ParseReference(reg.Ref(tag))
@@ -35,6 +36,7 @@ func pull(t *testing.T, reg *registry.Registry, tag string) v1.Image {
 	return img
 }
 
+// layerBlob returns the compressed bytes of a layer.
 func layerBlob(t *testing.T, img v1.Image, d v1.Hash) []byte {
 	t.Helper()
 	l, err := img.LayerByDigest(d)
@@ -59,6 +61,8 @@ func compressed(t *testing.T, l v1.Layer) []byte {
 	return b
 }
 
+// wantEStargz checks an image with readers that others wrote: go-containerregistry's
+// validation, stargz-snapshotter's TOC verification, and GNU tar. It returns the names in the layers' TOCs.
 func wantEStargz(t *testing.T, img v1.Image) []string {
 	t.Helper()
 	if err := validate.Image(img); err != nil {
@@ -200,6 +204,7 @@ func hash(t *testing.T, d digest.Digest) v1.Hash {
 	return h
 }
 
+// wantZstdDiffIDs checks that the zstd layers hold what the image's config promises.
 func wantZstdDiffIDs(t *testing.T, img v1.Image) {
 	t.Helper()
 	cf, err := img.ConfigFile()
@@ -234,6 +239,7 @@ func zstdDiffID(t *testing.T, l v1.Layer) digest.Digest {
 	return got
 }
 
+// wantLazyLayers checks that layers in the manifest or index of an exported cache carry TOC digests.
 func wantLazyLayers(t *testing.T, raw []byte, want int) {
 	t.Helper()
 	var m struct {
