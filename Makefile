@@ -63,7 +63,7 @@ integration: build tools ## End-to-end tests: real binary, registry, mounts, Doc
 
 .PHONY: reliability
 reliability: build tools ## The same tests of reliability at length: 50 kills, 200 cold builds, each through both doors
-	cd integration && RELIABILITY=full $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run 'MidRUN|DuringRUN|KilledAtAnyMoment|ColdBuilds|ConcurrentBuilds|Corrupt|FlippedByte' -v $(TESTFLAGS) .
+	cd integration && RELIABILITY=full $(GO) test -count=1 -timeout $(INTEGRATION_TIMEOUT) -run 'MidRUN|DuringRUN|KilledAtAnyMoment|KilledAgainAndAgain|ColdBuilds|ConcurrentBuilds|Corrupt|FlippedByte' -v $(TESTFLAGS) .
 
 .PHONY: upstream
 upstream: build tools ## BuildKit's own integration tests against stock and ours; UPSTREAM='-run ^TestCopy' for some

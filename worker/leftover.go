@@ -66,7 +66,8 @@ func endLeftSteps(ctx context.Context, root, runtime string) error {
 	return errors.Join(errs...)
 }
 
-// removeLeftBundles removes these steps' bundles, and the mounts of their root filesystems, which would keep lazy layers in use.
+// removeLeftBundles removes these steps' bundles, the mounts of their root filesystems, which would keep lazy layers in use, and their /etc/hosts,
+// of which BuildKit makes one for each step that has a hostname or hosts of its own.
 func removeLeftBundles(root string) error {
 	bundles, err := leftRootfs(root)
 	if err != nil {
@@ -91,6 +92,11 @@ func removeLeftBundles(root string) error {
 			continue
 		}
 		errs = append(errs, os.RemoveAll(filepath.Dir(rootfs)))
+	}
+	hosts, err := fs.Glob(os.DirFS(root), "runc-*/executor/hosts.*")
+	errs = append(errs, err)
+	for _, path := range hosts {
+		errs = append(errs, os.Remove(filepath.Join(root, path)))
 	}
 	return errors.Join(errs...)
 }

@@ -32,7 +32,8 @@ func TestRemoveLeftBundles(t *testing.T) {
 	}
 	kept := filepath.Join(root, "runc-stargz", "executor", "resolv.conf")
 	unmounted, mounted, full := rootfs("unmounted"), rootfs("mounted"), rootfs("full")
-	for _, f := range []string{kept, filepath.Join(full, "file")} {
+	hosts := filepath.Join(filepath.Dir(kept), "hosts.4qfbssnl2v03as6mpfujy3h7o")
+	for _, f := range []string{kept, hosts, filepath.Join(full, "file")} {
 		if err := os.WriteFile(f, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -49,9 +50,9 @@ func TestRemoveLeftBundles(t *testing.T) {
 	if err := removeLeftBundles(root); err == nil {
 		t.Error("no error, though a file is in a root filesystem that isn't mounted")
 	}
-	for _, gone := range []string{unmounted, mounted} {
-		if _, err := os.Stat(filepath.Dir(gone)); !os.IsNotExist(err) {
-			t.Errorf("%s: %v, want it gone", filepath.Dir(gone), err)
+	for _, gone := range []string{filepath.Dir(unmounted), filepath.Dir(mounted), hosts} {
+		if _, err := os.Stat(gone); !os.IsNotExist(err) {
+			t.Errorf("%s: %v, want it gone", gone, err)
 		}
 	}
 	for _, there := range []string{kept, filepath.Join(full, "file")} {

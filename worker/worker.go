@@ -166,6 +166,10 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if err := restored(); err != nil {
 		return nil, fmt.Errorf("lazy layers of an earlier daemon: %w", err)
 	}
+	dropped, err := dropOrphans(ctx, wopt.MetadataStore, wopt.LeaseManager)
+	if err != nil {
+		return nil, fmt.Errorf("what an earlier daemon had begun: %w", err)
+	}
 	if door.Lazy {
 		if w.unregister, err = registerMetrics(meter, w.lazySummary); err != nil {
 			return nil, err
@@ -189,12 +193,20 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	w.images = source.New(w.ImageSource, sopt)
 	w.SourceManager.Register(w.images)
 	w.SourceManager.Register(source.New(w.OCILayoutSource, sopt))
-	if door.Lazy {
+	if door.Lazy || dropped > 0 {
 		// What the cache manager has just forgotten, since nobody knows where it comes from, must go before a build takes
 		// it for layers.
 		if _, err := wopt.GarbageCollect(ctx); err != nil {
 			return nil, fmt.Errorf("remove snapshots of an earlier daemon: %w", err)
 		}
+	}
+	if c, ok := w.snapshotter.(snapshots.Cleaner); ok {
+		// Directories that a killed daemon has left. Nothing waits for their end: there may be much in them.
+		go func() {
+			if err := w.prunes.do(ctx, c.Cleanup); err != nil {
+				bklog.G(ctx).WithError(err).Warn("directories of an earlier daemon's snapshots are not removed")
+			}
+		}()
 	}
 	return w, nil
 }
