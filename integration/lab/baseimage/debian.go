@@ -220,18 +220,22 @@ func installDebian(ctx context.Context, trees string, lowers []string, upper str
 		return err
 	}
 	if entries, err := os.ReadDir(lists); err == nil && len(entries) == 0 {
-		if err := run(ctx, "chroot", root, "apt-get", "update"); err != nil {
+		if err := aptGet(ctx, root, "update"); err != nil {
 			return err
 		}
 	}
-	args := append([]string{root, "apt-get", "install", "--yes", "--no-install-recommends"}, packages...)
-	if err := run(ctx, "chroot", args...); err != nil {
+	if err := aptGet(ctx, root, append([]string{"install", "--yes", "--no-install-recommends"}, packages...)...); err != nil {
 		return err
 	}
 	return errors.Join(
 		os.Remove(policy),
 		os.WriteFile(filepath.Join(root, "etc/resolv.conf"), nil, 0o644),
 	)
+}
+
+// aptGet runs apt-get in root, where our directory for temporary files isn't.
+func aptGet(ctx context.Context, root string, args ...string) error {
+	return run(ctx, "chroot", append([]string{root, "env", "--unset=TMPDIR", "apt-get"}, args...)...)
 }
 
 func emptyDirs(dirs ...string) error {
