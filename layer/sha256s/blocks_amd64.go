@@ -8,14 +8,36 @@ import (
 
 func init() {
 	if cpuid.CPU.Supports(cpuid.SHA, cpuid.AVX, cpuid.SSSE3, cpuid.SSE4) {
-		blocks = func(p []byte, states ...*words) {
-			n := len(p) / sha256.BlockSize
-			switch s := states; len(s) {
-			case 2:
-				blocks2(&s[0].state, &s[1].state, &p[0], n)
-			case 3:
-				blocks3(&s[0].state, &s[1].state, &s[2].state, &p[0], n)
-			}
+		ways = append(ways, way{byInstructions, sha256.BlockSize})
+	}
+	if cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512VL) {
+		ways = append(ways, way{byLanes, 4 * sha256.BlockSize})
+	}
+}
+
+// byInstructions is for CPUs that have instructions for SHA-256.
+func byInstructions(p []byte, states ...*words) {
+	n := len(p) / sha256.BlockSize
+	switch s := states; len(s) {
+	case 2:
+		blocks2(&s[0].state, &s[1].state, &p[0], n)
+	case 3:
+		blocks3(&s[0].state, &s[1].state, &s[2].state, &p[0], n)
+	}
+}
+
+// byLanes is for those of Intel's that have AVX-512 and not these: Skylake to Cooper Lake.
+func byLanes(p []byte, states ...*words) {
+	var all [8][4]uint32
+	for lane, s := range states {
+		for i, v := range s.state {
+			all[i][lane] = v
+		}
+	}
+	lanes(&all, &p[0], len(p)/(4*sha256.BlockSize))
+	for lane, s := range states {
+		for i := range s.state {
+			s.state[i] = all[i][lane]
 		}
 	}
 }
@@ -29,3 +51,8 @@ func blocks2(a, b *[8]uint32, p *byte, n int)
 //
 //go:noescape
 func blocks3(a, b, c *[8]uint32, p *byte, n int)
+
+// lanes has four states, of which [i][j] is word i of state j, go over n times four blocks, at least one time.
+//
+//go:noescape
+func lanes(states *[8][4]uint32, p *byte, n int)

@@ -2,7 +2,8 @@
 //
 // A layer's tar is hashed as a whole, and its files and chunks are by themselves. The rounds of SHA-256 depend on each other, so a CPU that
 // has instructions for them waits for most of the time: other digests of the same blocks, which have the words of a block in common, fill
-// that. A payload in a tar begins at a block, as SHA-256 has blocks of 64 bytes and a tar of 512.
+// that. Where there are no such instructions, but AVX-512, each digest has a lane of its registers. A payload in a tar begins at a block, as SHA-256
+// has blocks of 64 bytes and a tar of 512.
 //
 // What a digest is stays crypto/sha256's: this takes its state, as encoding.BinaryAppender has it, and gives it back.
 package sha256s
@@ -25,12 +26,18 @@ const (
 	worthwhile = 1 << 10
 )
 
-// blocks has two or three states go over p, complete blocks and at least one. It's nil where there is nothing better than one after the other.
-var blocks func(p []byte, states ...*words)
+// A way is how two or three states go over the same bytes.
+type way struct {
+	over func(p []byte, states ...*words)
+	unit int // of how many bytes p is a multiple
+}
+
+// ways are what this CPU has, the best first. Without one there is nothing better than one after the other.
+var ways []way
 
 // Write writes p to several digests. They are crypto/sha256's, and two or three, if it's to be fast.
 func Write(p []byte, digests ...hash.Hash) {
-	if blocks != nil && len(p) >= worthwhile {
+	if len(ways) > 0 && len(p) >= worthwhile {
 		p = p[together(p, digests):]
 	}
 	for _, d := range digests {
@@ -44,9 +51,9 @@ type state interface {
 	encoding.BinaryUnmarshaler
 }
 
-// together writes the complete blocks of p to all, if all are at the beginning of a block, and returns how many bytes that are.
+// together writes complete blocks of p to all, if all are at the beginning of a block, and returns how many bytes that are.
 func together(p []byte, digests []hash.Hash) int {
-	n := len(p) &^ (sha256.BlockSize - 1)
+	n := len(p) / ways[0].unit * ways[0].unit
 	var w [3]words
 	var states []*words
 	if len(digests) < 2 || len(digests) > len(w) {
@@ -58,7 +65,7 @@ func together(p []byte, digests []hash.Hash) int {
 		}
 		states = append(states, &w[i])
 	}
-	blocks(p[:n], states...)
+	ways[0].over(p[:n], states...)
 	for i, d := range digests {
 		w[i].give(d.(state), n)
 	}

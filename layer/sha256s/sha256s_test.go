@@ -12,7 +12,8 @@ import (
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256s"
 )
 
-// FuzzWrite compares the digests of what several have in common, and of what is before and behind it, with those of one after the other.
+// FuzzWrite compares the digests of what several have in common, and of what is before and behind it, with those of one after the other, in each
+// way that this CPU has.
 func FuzzWrite(f *testing.F) {
 	data := layertest.Noise(1, 64<<10)
 	for _, n := range []int{0, 1, 63, 64, 1023, 1024, 1025, 4096, 5000, 64 << 10} {
@@ -26,26 +27,30 @@ func FuzzWrite(f *testing.F) {
 		if step == 0 {
 			step = 1
 		}
-		for count := 1; count <= 4; count++ {
-			var digests, want []hash.Hash
-			for _, before := range []uint16{before1, before2, before3, 64}[:count] {
-				d, w := sha256.New(), sha256.New()
-				d.Write(data[:before])
-				w.Write(data[:before])
-				w.Write(p)
-				digests, want = append(digests, d), append(want, w)
+		for way := range sha256s.Ways() {
+			restore := sha256s.Use(way)
+			for count := 1; count <= 4; count++ {
+				var digests, want []hash.Hash
+				for _, before := range []uint16{before1, before2, before3, 64}[:count] {
+					d, w := sha256.New(), sha256.New()
+					d.Write(data[:before])
+					w.Write(data[:before])
+					w.Write(p)
+					digests, want = append(digests, d), append(want, w)
+				}
+				for rest := p; len(rest) > 0; {
+					n := min(len(rest), int(step)*64+int(step)%3)
+					sha256s.Write(rest[:n], digests...)
+					rest = rest[n:]
+				}
+				same(t, digests, want)
+				for i := range digests { // they can be gone on with
+					digests[i].Write(p)
+					want[i].Write(p)
+				}
+				same(t, digests, want)
 			}
-			for rest := p; len(rest) > 0; {
-				n := min(len(rest), int(step)*64+int(step)%3)
-				sha256s.Write(rest[:n], digests...)
-				rest = rest[n:]
-			}
-			same(t, digests, want)
-			for i := range digests { // they can be gone on with
-				digests[i].Write(p)
-				want[i].Write(p)
-			}
-			same(t, digests, want)
+			restore()
 		}
 	})
 }
@@ -70,6 +75,7 @@ func same(t *testing.T, got, want []hash.Hash) {
 	}
 }
 
+// The last way is one after the other.
 func BenchmarkWrite(b *testing.B) {
 	p := layertest.Noise(1, 64<<10)
 	for _, n := range []int{2, 3} {
@@ -77,19 +83,14 @@ func BenchmarkWrite(b *testing.B) {
 		for i := range digests {
 			digests[i] = sha256.New()
 		}
-		b.Run(fmt.Sprint(n, " together"), func(b *testing.B) {
-			b.SetBytes(int64(len(p)))
-			for b.Loop() {
-				sha256s.Write(p, digests...)
-			}
-		})
-		b.Run(fmt.Sprint(n, " one after the other"), func(b *testing.B) {
-			b.SetBytes(int64(len(p)))
-			for b.Loop() {
-				for _, d := range digests {
-					d.Write(p)
+		for way := range sha256s.Ways() {
+			b.Run(fmt.Sprintf("%d digests, way %d", n, way), func(b *testing.B) {
+				defer sha256s.Use(way)()
+				b.SetBytes(int64(len(p)))
+				for b.Loop() {
+					sha256s.Write(p, digests...)
 				}
-			}
-		})
+			})
+		}
 	}
 }

@@ -1,0 +1,16 @@
+package sha256s
+
+import "slices"
+
+// Ways returns how many ways this CPU has, and that of one after the other.
+func Ways() int { return len(ways) + 1 }
+
+// Use has Write take one of them, until restore is called.
+func Use(i int) (restore func()) {
+	all := ways
+	ways = append(slices.Clip(ways), way{})[i : i+1]
+	if i == len(all) {
+		ways = nil
+	}
+	return func() { ways = all }
+}
