@@ -11,7 +11,7 @@
 // One engine serves all layers. A layer is opened once, from its table of contents or from the store of an earlier use,
 // and mounted by a door, package mount/erofs or mount/fuse, in the engine's own directory; a snapshot of it is a bind
 // mount. What readers miss, package fill fetches through package blob, and package store keeps. Mounts end with Close;
-// what a killed daemon left behind is unmounted by the next New.
+// what a killed daemon left behind is unmounted by the next New, and snapshots that it hadn't finished making are set aside (interrupted.go).
 //
 // What a layer is missing and another one has in the store, though nobody uses that, is copied from there (sources.go).
 //

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/reference"
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 	bkconfig "github.com/moby/buildkit/cmd/buildkitd/config"
@@ -203,7 +204,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	if c, ok := w.snapshotter.(snapshots.Cleaner); ok {
 		// Directories that a killed daemon has left. Nothing waits for their end: there may be much in them.
 		go func() {
-			if err := w.prunes.do(ctx, c.Cleanup); err != nil {
+			if err := w.prunes.do(ctx, c.Cleanup); err != nil && !cerrdefs.IsNotImplemented(err) {
 				bklog.G(ctx).WithError(err).Warn("directories of an earlier daemon's snapshots are not removed")
 			}
 		}()
