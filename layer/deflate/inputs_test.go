@@ -9,7 +9,7 @@ import (
 )
 
 // inputs are by what they are good for.
-func inputs(t testing.TB) map[string][]byte {
+var inputs = layertest.Once(func(t testing.TB) map[string][]byte {
 	far := layertest.Noise(1, window)
 	in := map[string][]byte{
 		"empty":              {},
@@ -36,4 +36,4 @@ func inputs(t testing.TB) map[string][]byte {
 		in[fmt.Sprintf("%d letters", n)] = []byte("abcabcabcabcabcabcabcabcabcabcabcabc")[:n]
 	}
 	return in
-}
+})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -59,6 +60,21 @@ func Text(seed uint64, size int) []byte {
 		}
 	}
 	return b.Bytes()[:size]
+}
+
+// Once returns a function that has inputs made when they are first wanted, and then returns the same: they take seconds under the race detector.
+// Tests leave them as they are.
+func Once(make func(testing.TB) map[string][]byte) func(testing.TB) map[string][]byte {
+	var once sync.Once
+	var inputs map[string][]byte
+	return func(t testing.TB) map[string][]byte {
+		t.Helper()
+		once.Do(func() { inputs = make(t) })
+		if inputs == nil {
+			t.Fatal("the inputs couldn't be made, as another test says")
+		}
+		return inputs
+	}
 }
 
 // Pieces appends pieces of inputs in any order and of any size, up to 128 KB each: another series for each seed, and the same for the same inputs.

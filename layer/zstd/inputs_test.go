@@ -24,7 +24,7 @@ func pairs(size int) []byte {
 }
 
 // inputs are by what they are good for.
-func inputs(t testing.TB) map[string][]byte {
+var inputs = layertest.Once(func(t testing.TB) map[string][]byte {
 	beyond := append(layertest.Text(1, window), layertest.Noise(1, 1000)...)
 	in := map[string][]byte{
 		"empty":                 {},
@@ -58,4 +58,4 @@ func inputs(t testing.TB) map[string][]byte {
 		in[fmt.Sprintf("%d letters", n)] = []byte("abcabcabcabcabcabcabcabcabcabcabcabcabcabcabcabcabcabc")[:n]
 	}
 	return in
-}
+})

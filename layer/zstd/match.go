@@ -33,8 +33,8 @@ const (
 )
 
 // A place is a position, less whole windows, with 9 bits of its short hash above, in both tables: so it's made once. Places with the same bits differ by
-// an offset. What a place says is looked at before it's believed: it may be of other bytes, or from more than a window before. The empty one
-// is position 0.
+// an offset; those with others by more than the window. What a place says is looked at before it's believed: it may be of other bytes, or from more
+// than a window before. The empty one is position 0.
 type place uint32
 
 func placeOf(hash uint64, pos int) place { return place(hash>>16)&^posMask | place(pos)&posMask }
@@ -83,6 +83,7 @@ func (f *finder) put(src []byte, pos int) {
 func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 	limit := len(src) - lookahead
 	for run := pos; pos < limit; pos += 1 + (pos-run)>>skipShift {
+		reach := uint(min(pos, window))
 		v := word.At64(src, pos)
 		h := v * f.shortPrime
 		here := placeOf(h, pos)
@@ -95,10 +96,10 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 		if word.At32(src, pos+1-recent) == uint32(v>>8) {
 			return pos + 1, 4 + matchLen(src, pos+5-recent, pos+5), recent
 		}
-		if uint(long-1) < uint(pos) && word.At64(src, pos-long) == v {
+		if uint(long-1) < reach && word.At64(src, pos-long) == v {
 			return pos, 8 + matchLen(src, pos+8-long, pos+8), long
 		}
-		if uint(short-1) >= uint(pos) {
+		if uint(short-1) >= reach {
 			continue
 		}
 		x := word.At64(src, pos-short) ^ v
@@ -115,7 +116,7 @@ func (f *finder) search(src []byte, pos, recent int) (at, length, offset int) {
 		p = f.atLong(v * longPrime)
 		long = int(here - *p)
 		*p = here
-		if uint(long-1) < uint(pos) && word.At64(src, pos+1-long) == v {
+		if uint(long-1) < reach && word.At64(src, pos+1-long) == v {
 			if m := 8 + matchLen(src, pos+9-long, pos+9); m > n {
 				return pos + 1, m, long
 			}

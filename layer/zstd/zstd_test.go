@@ -64,6 +64,22 @@ func TestRoundTripRandom(t *testing.T) {
 	}
 }
 
+// What the bits of a place say is no offset, however it looks like one: beyond the window there is nothing.
+func TestNoMatchBeyondWindow(t *testing.T) {
+	word := []byte("ABCDEFGH")
+	// Its place has other bits than the word's, by one, and is looked up in the same slot.
+	like := []byte{0x5d, 0x26, 0xf7, 0x4e, 0x65, 0xf5, 0x1a, 0xd8}
+	in := layertest.Noise(3, window+1<<20)
+	for _, at := range []struct {
+		pos  int
+		word []byte
+	}{{5000, word}, {window + 5000, like}, {window + 6000, word}} {
+		copy(in[at.pos-64:], bytes.Repeat([]byte("a"), 64)) // after which no position is left out
+		copy(in[at.pos:], at.word)
+	}
+	wantSame(t, in)
+}
+
 // Frames say how large they are, so that who decompresses needs no more memory than that, up to a window.
 func TestHeader(t *testing.T) {
 	for _, n := range []int{0, 1, 255, 256, 65_791, 65_792, window, window + 1} {
