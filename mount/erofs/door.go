@@ -88,6 +88,9 @@ type Door struct {
 	loop     sync.WaitGroup
 	answers  sync.WaitGroup
 
+	// marks is held while a data file gets its mark, or loses it with its place in mounts. It's taken before mu.
+	marks sync.Mutex
+
 	mu     sync.Mutex
 	mounts map[fileID]*Mount // by data file; lingering ones too
 	closed bool

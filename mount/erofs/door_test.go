@@ -239,6 +239,24 @@ func TestLinger(t *testing.T) {
 	}
 }
 
+// A layer that is mounted again gets its mark after the one of the last mount was taken away, not before.
+func TestMarkWaitsForUnmark(t *testing.T) {
+	d, _ := openDoor(t, t.TempDir())
+	f := one(t, d.opt.Root, 1<<20)
+	s := f.source(t)
+	d.marks.Lock() // as who sweeps has it
+	var taken atomic.Bool
+	time.AfterFunc(100*time.Millisecond, func() {
+		taken.Store(true)
+		d.marks.Unlock()
+	})
+	mount(t, d, f, s)
+	if !taken.Load() {
+		t.Error("marked while a mark is being taken away")
+	}
+	checkFile(t, f.path("file"), f.content)
+}
+
 // Close and Unmount deny what waits.
 func TestClose(t *testing.T) {
 	for name, end := range map[string]func(*Door, *Mount) error{

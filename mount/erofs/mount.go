@@ -121,10 +121,7 @@ func (m *Mount) register() (before *Mount, err error) {
 }
 
 func (m *Mount) mount() error {
-	// The guardian first: it has to know of what it may find itself alone with.
-	m.d.guard.watch(watched{Image: m.opt.Image, Data: m.opt.Data})
-	// The kernel's descriptor of the data file raises events if the mark is there when it is opened.
-	if err := m.d.group.mark(m.data); err != nil {
+	if err := m.mark(); err != nil {
 		return err
 	}
 	// By number: an option ends at a comma, and this is the file that was marked. No other flag than read-only, as mounts are
@@ -133,6 +130,15 @@ func (m *Mount) mount() error {
 		return fmt.Errorf("mount %s as erofs: %w", m.opt.Image, err)
 	}
 	return nil
+}
+
+// mark has reads of the data file raise events. The kernel's descriptor of it does if the mark is there when it is opened.
+func (m *Mount) mark() error {
+	m.d.marks.Lock()
+	defer m.d.marks.Unlock()
+	// The guardian first: it has to know of what it may find itself alone with.
+	m.d.guard.watch(watched{Image: m.opt.Image, Data: m.opt.Data})
+	return m.d.group.mark(m.data)
 }
 
 // undo puts things back after a mount that failed.
@@ -238,6 +244,17 @@ func (d *Door) sweep() {
 
 // release forgets the data file, and takes the mark away.
 func (m *Mount) release() {
+	if m.forget() {
+		m.calls.Wait() // of Complete, if another's Unmount swept this
+		m.close()
+	}
+}
+
+// forget reports whether the data file was this mount's to forget. Whoever mounts it again meanwhile marks it after the mark was
+// taken away, or has made it another's: the new mount would be without one.
+func (m *Mount) forget() bool {
+	m.d.marks.Lock()
+	defer m.d.marks.Unlock()
 	m.d.mu.Lock()
 	mine := m.d.mounts[m.id] == m
 	if mine {
@@ -245,15 +262,11 @@ func (m *Mount) release() {
 	}
 	marked := m.state != complete
 	m.d.mu.Unlock()
-	if !mine {
-		return
-	}
-	if marked {
+	if mine && marked {
 		_ = m.d.group.unmark(m.data) // it is gone with its inode, at the latest
 		m.d.guard.forget(m.opt.Image)
 	}
-	m.calls.Wait() // of Complete, if another's Unmount swept this
-	m.close()
+	return mine
 }
 
 // look has pages dropped behind the readers of a complete layer. It reports whether anything was read from the disk since the last look. Only
