@@ -121,6 +121,33 @@ func TestShortData(t *testing.T) {
 	}
 }
 
+// What can't be read of a data file, in the middle of a read, too, is an error, not the end of the file.
+func TestDataGetsShort(t *testing.T) {
+	for name, at := range map[string]int64{"copied": maxCopy / 2, "spliced": 3 * maxCopy} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			size := 2 * at
+			f := mounttest.Lay(t, root, mounttest.Build(t, mounttest.File("file", mounttest.Noise(int(size)))))
+			m := mustMount(t, openDoor(t, Options{Root: root}), options(f))
+			file, err := os.Open(f.Path("file"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			if err := errors.Join(f.Filler.Fill(t.Context(), 0, f.Layer.DataSize), m.Complete(), f.Data.Truncate(at)); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, size)
+			if n, err := file.ReadAt(b, 0); !errors.Is(err, unix.EIO) {
+				t.Errorf("%d of %d bytes, %v; want EIO", n, size, err)
+			}
+			if st, err := file.Stat(); err != nil || st.Size() != size {
+				t.Errorf("the file has %d bytes now, %v; want %d", st.Size(), err, size)
+			}
+		})
+	}
+}
+
 // Denied is told why a reader gets EIO.
 func TestDenied(t *testing.T) {
 	root := t.TempDir()

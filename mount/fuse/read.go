@@ -1,14 +1,11 @@
 package fuse
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"sync"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 )
 
 // Open needs nothing: the kernel takes ENOSYS for success, forever.
@@ -22,9 +19,6 @@ func (t *tree) Open(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut) go
 
 // Flush comes with close(2), until it is said not to.
 func (t *tree) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
-
-// maxCopy is how many bytes are rather copied than spliced, which takes five system calls instead of two.
-const maxCopy = 16 << 10
 
 // Read has a range arrive, and the kernel take it from the data file.
 func (t *tree) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
@@ -43,14 +37,12 @@ func (t *tree) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 			return nil, status
 		}
 	}
-	if n > maxCopy {
-		return gofuse.ReadResultFd(uintptr(t.m.data), off, int(n)), gofuse.OK
-	}
-	if got, err := unix.Pread(t.m.data, buf[:n], off); err != nil || got < int(n) {
-		t.m.d.denied(t.m.opt.Target, off, n, fmt.Errorf("read %s: %d bytes: %w", t.m.opt.Data.Name(), got, cmp.Or(err, io.ErrUnexpectedEOF)))
+	result, err := t.m.content(buf, off, int(n))
+	if err != nil {
+		t.m.d.denied(t.m.opt.Target, off, n, fmt.Errorf("read %s: %w", t.m.opt.Data.Name(), err))
 		return nil, gofuse.EIO
 	}
-	return gofuse.ReadResultData(buf[:n]), gofuse.OK
+	return result, gofuse.OK
 }
 
 // demand has n bytes of the data space at off arrive.
