@@ -18,7 +18,7 @@ import (
 
 // content is the data file of a bound layer, and what is known of it.
 //
-// A chunk is in have, in maybe, or in neither. It comes into maybe when the file is opened, never later.
+// A chunk is in have, in maybe, or in neither. It comes into maybe when the file is opened, or when it can't be synced.
 type content struct {
 	of    *Layer
 	model *layer.Layer
@@ -28,6 +28,7 @@ type content struct {
 	missing     atomic.Int64 // chunks not in have
 	filled      atomic.Int64 // bytes of those in have
 	done        chan struct{}
+	finish      sync.Once // closes done
 
 	// one is held by whoever writes or verifies a chunk, by its index: verifying must not see half of what is
 	// written, nor punch out what has just been.
@@ -48,14 +49,11 @@ type content struct {
 
 	settling   sync.Mutex
 	generation uint64
-	lost       bool // fsync has failed: what is in the page cache may not be on the disk
 
 	// Of the store's keeper alone.
 	seen int64 // changes, at its last look
 	told bool  // that settling fails
 }
-
-var errLost = errors.New("data can't be synced")
 
 // openContent opens data, gives it the size of the data space, and finds out which chunks are there. What only costs
 // trust is told, and no error.
@@ -88,7 +86,7 @@ func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, e
 		c.filled.Add(m.Chunks[i].Size)
 	}
 	if c.missing.Load() == 0 {
-		close(c.done)
+		c.finish.Do(func() { close(c.done) })
 	}
 	return c, nil
 }
@@ -151,6 +149,7 @@ func (c *content) distrust(size int64, copied bitmap) error {
 			return err
 		}
 	}
+	c.forget()
 	chunks := c.model.Chunks
 	i, fd := 0, int(c.file.Fd())
 	for off := int64(0); i < n; {
@@ -259,7 +258,7 @@ func (c *content) arrived(i int) {
 	c.filled.Add(c.model.Chunks[i].Size)
 	c.of.s.grow(c.model.Chunks[i].Size)
 	if c.missing.Add(-1) == 0 {
-		close(c.done)
+		c.finish.Do(func() { close(c.done) })
 	}
 }
 
@@ -385,11 +384,8 @@ func (c *content) settle() error {
 	c.settling.Lock()
 	defer c.settling.Unlock()
 	n := c.changes.Load()
-	switch {
-	case c.file == nil || n == c.settled.Load() && c.mapped.Load():
+	if c.file == nil || n == c.settled.Load() && c.mapped.Load() {
 		return nil
-	case c.lost:
-		return errLost
 	}
 	// All that n counts was written before, and so is what is in have now.
 	m := fillMap{
@@ -397,8 +393,8 @@ func (c *content) settle() error {
 		Have: c.have.bytes(), Maybe: c.maybe.bytes(),
 	}
 	if err := c.of.s.sync(c.file); err != nil {
-		c.lost = true
-		return fmt.Errorf("%w: %w", errLost, cause(err))
+		c.doubt()
+		return fmt.Errorf("sync data, whose chunks are verified once more before they are used: %w", cause(err))
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(c.file.Fd()), &st); err != nil {
@@ -425,6 +421,28 @@ func (c *content) settle() error {
 	c.settled.Store(n)
 	c.gate.Unlock()
 	return syncFile(c.of.dir)
+}
+
+// doubt takes back that chunks are there, since data couldn't be synced. What Linux couldn't write it keeps as if it had, and says so only once:
+// readers would get the right bytes until it needs the memory, and from then on what the disk has.
+func (c *content) doubt() {
+	c.gate.Lock()
+	defer c.gate.Unlock()
+	if c.file == nil {
+		return
+	}
+	c.forget()
+	for i := range c.have {
+		c.maybe[i].Or(c.have[i].Swap(0))
+	}
+	c.missing.Store(int64(len(c.model.Chunks)))
+	c.of.s.grow(-c.filled.Swap(0))
+	c.changes.Add(1)
+}
+
+// forget has what was written back to data read from the disk: a page may be there that never was.
+func (c *content) forget() {
+	_ = unix.Fadvise(int(c.file.Fd()), 0, 0, unix.FADV_DONTNEED) // of what stays, an fsync says so if it can't be written
 }
 
 // unsettled reports whether the last map doesn't know of all changes.

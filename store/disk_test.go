@@ -32,13 +32,19 @@ func mountSmall(t *testing.T, fstype string) (dir string) {
 func mountNew(t *testing.T, fstype string, size int64) (dir string) {
 	t.Helper()
 	needRoot(t)
+	return mountIn(t, t.TempDir(), fstype, size)
+}
+
+// mountIn mounts a filesystem that is in a file of a directory, if it has to be in one.
+func mountIn(t *testing.T, disk, fstype string, size int64) (dir string) {
+	t.Helper()
 	dir = t.TempDir()
 	if fstype == "tmpfs" {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprint("size=", size)); err != nil {
 			t.Fatal(err)
 		}
 	} else {
-		image := filepath.Join(t.TempDir(), "image")
+		image := filepath.Join(disk, "image")
 		if err := os.WriteFile(image, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -126,6 +132,51 @@ func TestFullDisk(t *testing.T) {
 			l.Release()
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// forget has the next read of a file come from the disk.
+func forget(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A disk that doesn't take what the filesystem has taken loses no byte silently: what is there is on the disk, or it is missing.
+func TestDiskLosesWrites(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart=%v", restart), func(t *testing.T) {
+			// As with thin provisioning: the disk says that it has 64 MiB, and has 12. Without a journal, what fails is data.
+			root := filepath.Join(mountIn(t, mountNew(t, "tmpfs", 12<<20), "ext2", 64<<20), "store")
+			s := open(t, root, Options{Quiet: time.Hour})
+			fx := newFixture("big", newRand(1), 100_000, 30<<20)
+			l := hold(t, s, fx)
+			fillAll(t, l, fx)
+			if err := l.Settle(); !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("settled: %v; want an error of the disk", err)
+			}
+			if restart {
+				l.Release()
+				_ = s.Close() // which may not find room for a map
+				s = open(t, root, Options{Quiet: time.Hour})
+				l = hold(t, s, fx)
+			}
+			for i := range fx.model.Chunks {
+				l.Verify(i)
+			}
+			forget(t, l.DataPath())
+			have := checkRight(t, l, fx)
+			t.Logf("%d of %d chunks", have, len(fx.model.Chunks))
+			if have == 0 || have == len(fx.model.Chunks) {
+				t.Errorf("%d of %d chunks are there, want some", have, len(fx.model.Chunks))
 			}
 		})
 	}

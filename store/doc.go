@@ -76,8 +76,8 @@
 // # Failures
 //
 // A full disk is an error of [Layer.WriteChunk] that wraps ENOSPC (or EDQUOT) and names layer and root; the chunk is
-// missing, and can be written when there is space again. If data can't be synced, its map isn't written until the
-// layer is bound again, since Linux reports a lost page once only: the chunks are then verified on use. What the
+// missing, and can be written when there is space again. If data can't be synced, no chunk of the layer is there any more before it was
+// read back from the disk, or fetched again, since Linux goes on to show what it couldn't write. What the
 // store mends by itself, or fails to do in the background, is told to [Options].Notice. A layer directory that can't
 // be made sense of is removed by [Open]: it is a cache.
 //

@@ -297,7 +297,7 @@ func (l *Layer) Complete() bool {
 	return c != nil && c.missing.Load() == 0
 }
 
-// Done returns a channel that is closed when all chunks are known to be there; nil, on which nobody ever receives, if
+// Done returns a channel that is closed when all chunks are known to be there, and stays closed; nil, on which nobody ever receives, if
 // the layer isn't bound.
 func (l *Layer) Done() <-chan struct{} {
 	if c := l.content.Load(); c != nil {
