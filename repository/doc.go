@@ -9,7 +9,7 @@
 //
 // A read from a registry is retried and resumed, at mirrors too, as package blob does it; requests without a body that a registry
 // answers with 5xx or 429 are made again. An upload is not: who makes the bytes has to make them again, and [Transient] says
-// whether that may help. All of it is safe for concurrent use, but for a single Upload.
+// whether that may help. A host that neither takes nor sends a byte for five minutes has failed. All of it is safe for concurrent use, but for a single Upload.
 package repository
 
 import (
@@ -74,7 +74,7 @@ func Parse(ref string, hosts Hosts) (Repository, error) {
 	if scheme, _, ok := strings.Cut(ref, "://"); ok {
 		return nil, fmt.Errorf("reference %q: unknown scheme %s; want NAME[:TAG|@DIGEST] in a registry, or %sDIR[:TAG|@DIGEST]", ref, scheme, LayoutPrefix)
 	}
-	return newRegistry(ref, hosts)
+	return newRegistry(ref, patient(hosts, silentFor))
 }
 
 // ReadAll returns a blob or manifest of at most limit bytes, which has the digest and size that the descriptor says.
