@@ -36,7 +36,6 @@ type body struct {
 	deadline time.Time     // when a read without a byte is given up
 
 	pause   time.Duration // before the next round of attempts, 0 if a byte arrived since the last
-	after   time.Duration // what a host asked for by Retry-After
 	hurried bool          // the last pause was cut short for the deadline
 	last    error         // of the last request that failed
 
@@ -96,7 +95,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if cause := context.Cause(b.attempt); cause != nil {
 			err = cause
 			if errors.Is(err, errStalled) {
-				b.r.avoid(b.host)
+				b.r.avoid(b.host, avoidFor)
 			}
 		} else if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -115,7 +114,7 @@ func (b *body) crawls(n int64, waited time.Duration) {
 		return
 	}
 	if b.brought < crawl && b.off < b.end {
-		b.r.avoid(b.host)
+		b.r.avoid(b.host, avoidFor)
 		b.last = fmt.Errorf("%s: only %d bytes arrived within %s", b.host, b.brought, b.waited.Round(time.Millisecond))
 		b.hangUp(b.last)
 		b.retrying()
@@ -156,8 +155,9 @@ func (b *body) patience() time.Duration {
 // open asks the hosts in their order, and again after a pause, until one answers
 // with a body, no host can, or the deadline has passed.
 func (b *body) open() error {
+	var after time.Duration // the least that a host asked for by Retry-After, of those that are worth another round
 	for {
-		if err := b.rest(); err != nil {
+		if err := b.rest(after); err != nil {
 			return err
 		}
 		b.r.mu.Lock()
@@ -173,6 +173,7 @@ func (b *body) open() error {
 		hosts = b.r.order(hosts, b.elsewhere)
 		b.whole = b.whole || len(hosts) == 1 && b.r.acceptsWhole()
 		retry := false
+		after = maxRetryAfter
 		for i, h := range hosts {
 			patience := b.patience()
 			if patience <= 0 && b.last != nil {
@@ -186,17 +187,15 @@ func (b *body) open() error {
 				return context.Cause(b.ctx)
 			}
 			b.last = err
+			again := !permanent(err)
 			if errors.Is(err, ErrNoRange) && b.r.acceptsWhole() {
-				b.whole, retry = true, true
+				b.whole, again = true, true
 			}
-			if !permanent(err) {
-				retry = true
+			if again {
+				retry, after = true, min(after, pauseOf(err))
 			}
 			if retry || i < len(hosts)-1 {
 				b.retrying()
-			}
-			if se, ok := errors.AsType[*statusError](err); ok {
-				b.after = max(b.after, se.after)
 			}
 		}
 		if !retry {
@@ -207,15 +206,14 @@ func (b *body) open() error {
 
 // rest waits before another round, longer from round to round as long as no byte
 // arrives; the first is for free. What would outlast the deadline is cut short, once. The error is the last round's
-// if there is no time for another, or a host has asked for more than there is.
-func (b *body) rest() error {
+// if there is no time for another, or the hosts have asked for more than there is.
+func (b *body) rest(asked time.Duration) error {
 	var wait time.Duration
 	if b.pause > 0 {
 		wait = b.pause + rand.N(b.pause)
 	}
-	asked := b.after
 	wait = max(wait, asked)
-	b.pause, b.after = min(max(2*b.pause, firstPause), maxPause), 0
+	b.pause = min(max(2*b.pause, firstPause), maxPause)
 	if wait == 0 {
 		return nil
 	}
@@ -248,9 +246,11 @@ func (b *body) try(h docker.RegistryHost, patience time.Duration) error {
 		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
 			err = fmt.Errorf("%s: %w", h.Host, cause)
 		}
+		after := pauseOf(err)
 		if errors.Is(err, errStalled) || errors.Is(err, ErrNoRange) {
-			b.r.avoid(h.Host)
+			after = avoidFor
 		}
+		b.r.avoid(h.Host, after)
 		cancel(err)
 		return err
 	}

@@ -11,7 +11,8 @@
 // header never travels to another host, and a signed URL that stops working is
 // asked for again. A host which answers a range request with the whole blob is
 // an [ErrNoRange]: such a registry can't serve lazy layers, and if it did until now
-// see [Reader.AcceptWhole]. A host that was silent, or next to that, is asked after the others for a while.
+// see [Reader.AcceptWhole]. A host that was silent, or next to that, is asked after the others for a while, and
+// one that answers with Retry-After for as long as it says; it's waited for only if no other can be asked sooner.
 //
 // A Reader is safe for concurrent use. It does not verify: whoever knows the
 // layer's table of contents does.

@@ -45,6 +45,14 @@ func permanent(err error) bool {
 	return code < 500
 }
 
+// pauseOf returns what a host has asked for by Retry-After, 0 if it hasn't.
+func pauseOf(err error) time.Duration {
+	if se, ok := errors.AsType[*statusError](err); ok {
+		return se.after
+	}
+	return 0
+}
+
 // maxRetryAfter keeps absurd values from overflowing; no read waits that long.
 const maxRetryAfter = 24 * time.Hour
 

@@ -13,14 +13,16 @@ import (
 // needn't find out again.
 const avoidFor = 30 * time.Second
 
-// avoid has a host asked after the others for a while.
-func (r *Reader) avoid(host string) {
+// avoid has a host asked after the others for so long at least.
+func (r *Reader) avoid(host string, d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.avoided == nil {
 		r.avoided = map[string]time.Time{}
 	}
-	r.avoided[host] = time.Now().Add(avoidFor)
+	if until := time.Now().Add(d); until.After(r.avoided[host]) {
+		r.avoided[host] = until
+	}
 }
 
 // order returns the hosts in the order to ask them; elsewhere puts the first one last.

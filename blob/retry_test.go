@@ -115,6 +115,38 @@ func TestRetryAfterBeyondDeadline(t *testing.T) {
 	}
 }
 
+// What one host asks for holds up no read that another one serves.
+func TestRetryAfterOfOneHost(t *testing.T) {
+	blob := randomBlob(1000)
+	busy := func(seconds string) http.HandlerFunc {
+		return status(http.StatusTooManyRequests, "Retry-After", seconds)
+	}
+	for name, c := range map[string]struct {
+		mirror string // what it asks for
+		origin func(*registry) []http.HandlerFunc
+		least  time.Duration
+	}{
+		"the other breaks in the body": {"30", func(r *registry) []http.HandlerFunc { return []http.HandlerFunc{r.cut(100), r.cut(100)} }, 0},
+		"more than there is time":      {"120", func(r *registry) []http.HandlerFunc { return []http.HandlerFunc{r.cut(100)} }, 0},
+		"the other breaks before it":   {"120", func(r *registry) []http.HandlerFunc { return []http.HandlerFunc{r.cut(0)} }, 0},
+		"the other asks for less":      {"120", func(*registry) []http.HandlerFunc { return []http.HandlerFunc{busy("1")} }, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			mirror, origin := newRegistry(t, blob, busy(c.mirror)), newRegistry(t, blob)
+			origin.script = c.origin(origin)
+			start := time.Now()
+			want(t, open(t, blob, patient, fixed(mirror.host(t), origin.host(t))), blob, 0, 1000)
+			if d := time.Since(start); d < c.least || d > 20*time.Second {
+				t.Errorf("it took %s", d)
+			}
+			if n := len(mirror.requests()); n != 1 {
+				t.Errorf("the mirror was asked %d times, want once", n)
+			}
+		})
+	}
+}
+
 func TestParseRetryAfter(t *testing.T) {
 	for h, want := range map[string]time.Duration{
 		"": 0, "0": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "9223372036854775807": maxRetryAfter,
