@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -295,21 +296,40 @@ func TestUntrustedCertificate(t *testing.T) {
 	contains(t, err, host.Host, "certificate")
 }
 
-// Bytes that were corrupt are asked for elsewhere: at the next host, or where the registry says now.
+// Bytes that were corrupt are asked for elsewhere: at the hosts that haven't sent them, or where the registry says now.
 func TestRefetchGoesElsewhere(t *testing.T) {
 	blob := randomBlob(1000)
-	mirror, origin := newRegistry(t, blob), newRegistry(t, blob)
-	r := open(t, blob, quick, fixed(mirror.host(t), origin.host(t)))
-	body, err := r.Refetch(t.Context(), 5, 10)
-	if err != nil {
-		t.Fatal(err)
+	source := func(body io.ReadCloser, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		src, ok := body.(interface{ Source() string })
+		if !ok {
+			t.Fatalf("a body doesn't say who sends it")
+		}
+		return src.Source()
 	}
-	defer body.Close()
-	if src, ok := body.(interface{ Source() string }); !ok || src.Source() != origin.host(t).Host {
-		t.Errorf("answered by another host than %s", origin.host(t).Host)
+	empty, corrupt, origin := newRegistry(t, blob, status(http.StatusNotFound), status(http.StatusNotFound)), newRegistry(t, blob), newRegistry(t, blob)
+	r := open(t, blob, quick, fixed(empty.host(t), corrupt.host(t), origin.host(t)))
+	from := source(r.Fetch(t.Context(), 5, 10))
+	if from != corrupt.host(t).Host {
+		t.Fatalf("%s answered first, want %s", from, corrupt.host(t).Host)
 	}
-	if m, o := mirror.ranges(), origin.ranges(); m != "" || o != "5-14" {
-		t.Errorf("mirror was asked for %q, origin for %q", m, o)
+	if from = source(r.Refetch(t.Context(), 5, 10, from)); from != origin.host(t).Host {
+		t.Errorf("%s answered to Refetch, want %s", from, origin.host(t).Host)
+	}
+	// Without the others it's asked again.
+	r.SetHosts(fixed(corrupt.host(t), empty.host(t)))
+	empty.script = []http.HandlerFunc{status(http.StatusNotFound)}
+	if from = source(r.Refetch(t.Context(), 5, 10, corrupt.host(t).Host)); from != corrupt.host(t).Host {
+		t.Errorf("%s answered to Refetch, want %s", from, corrupt.host(t).Host)
+	}
+	// Nobody is to blame for what was kept.
+	r.SetHosts(fixed(corrupt.host(t), origin.host(t)))
+	if from = source(r.Refetch(t.Context(), 5, 10, "")); from != corrupt.host(t).Host {
+		t.Errorf("%s answered to Refetch, want %s", from, corrupt.host(t).Host)
 	}
 
 	st, reg := newStore(t, blob), newRegistry(t, blob)
@@ -320,7 +340,7 @@ func TestRefetchGoesElsewhere(t *testing.T) {
 	})
 	r = open(t, blob, quick, fixed(reg.host(t)))
 	want(t, r, blob, 0, 10)
-	body, err = r.Refetch(t.Context(), 0, 10)
+	body, err := r.Refetch(t.Context(), 0, 10, reg.host(t).Host)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,8 @@ type body struct {
 
 	off, end int64 // what is still to come
 
-	elsewhere bool // the first host is asked last
-	whole     bool // a host may answer with the whole blob: all were asked for the range
+	blamed string // the host that is asked last, as it has sent corrupt bytes; else ""
+	whole  bool   // a host may answer with the whole blob: all were asked for the range
 
 	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
 	deadline time.Time     // when a read without a byte is given up
@@ -122,7 +122,7 @@ func (b *body) crawls(n int64, waited time.Duration) {
 	b.brought, b.waited = 0, 0
 }
 
-// Source is the host that answered last: a mirror, or the registry, which may have redirected to a store.
+// Source is the host that answered last: see Reader.Fetch.
 func (b *body) Source() string { return b.host }
 
 // Close ends the request.
@@ -170,7 +170,7 @@ func (b *body) open() error {
 		if len(hosts) == 0 {
 			return fmt.Errorf("no host serves %s", b.r.ref.Hostname())
 		}
-		hosts = b.r.order(hosts, b.elsewhere)
+		hosts = b.r.order(hosts, b.blamed)
 		b.whole = b.whole || len(hosts) == 1 && b.r.acceptsWhole()
 		retry := false
 		after = maxRetryAfter

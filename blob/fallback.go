@@ -25,8 +25,8 @@ func (r *Reader) avoid(host string, d time.Duration) {
 	}
 }
 
-// order returns the hosts in the order to ask them; elsewhere puts the first one last.
-func (r *Reader) order(hosts []docker.RegistryHost, elsewhere bool) []docker.RegistryHost {
+// order returns the hosts in the order to ask them, the one that is to blame for corrupt bytes behind all others.
+func (r *Reader) order(hosts []docker.RegistryHost, blamed string) []docker.RegistryHost {
 	if len(hosts) < 2 {
 		return hosts
 	}
@@ -34,16 +34,16 @@ func (r *Reader) order(hosts []docker.RegistryHost, elsewhere bool) []docker.Reg
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
-	avoided := func(h docker.RegistryHost) int {
-		if now.Before(r.avoided[h.Host]) {
+	place := func(h docker.RegistryHost) int {
+		switch {
+		case h.Host == blamed:
+			return 2
+		case now.Before(r.avoided[h.Host]):
 			return 1
 		}
 		return 0
 	}
-	slices.SortStableFunc(hosts, func(a, b docker.RegistryHost) int { return avoided(a) - avoided(b) })
-	if elsewhere {
-		hosts = append(hosts[1:], hosts[0])
-	}
+	slices.SortStableFunc(hosts, func(a, b docker.RegistryHost) int { return place(a) - place(b) })
 	return hosts
 }
 

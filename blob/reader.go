@@ -136,25 +136,28 @@ func (r *Reader) learnSize(size int64) int64 {
 // Fetch returns the n bytes at off, both at least 0 and n at least 1. The body
 // ends with io.EOF after exactly n bytes or with an error that names blob and
 // host. The caller closes it. ctx bounds the body as well.
+//
+// The body has a method Source() string: the host that answered last, a mirror or the registry, which may have redirected
+// to a store.
 func (r *Reader) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return r.fetch(ctx, off, n, false)
+	return r.fetch(ctx, off, n, "")
 }
 
 // Refetch is Fetch for bytes that turned out to be corrupt: it asks the other hosts first, if there are any, and
-// the registry anew for where its blobs are.
-func (r *Reader) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+// the registry anew for where its blobs are. from is the Source of the body that they came in, "" if that isn't known.
+func (r *Reader) Refetch(ctx context.Context, off, n int64, from string) (io.ReadCloser, error) {
 	r.mu.Lock()
 	clear(r.redirects)
 	r.mu.Unlock()
-	return r.fetch(ctx, off, n, true)
+	return r.fetch(ctx, off, n, from)
 }
 
-func (r *Reader) fetch(ctx context.Context, off, n int64, elsewhere bool) (io.ReadCloser, error) {
+func (r *Reader) fetch(ctx context.Context, off, n int64, blamed string) (io.ReadCloser, error) {
 	if off < 0 || n < 1 {
 		return nil, fmt.Errorf("read blob %s: invalid range of %d bytes at %d", r.dgst, n, off)
 	}
 	start := time.Now()
-	b := &body{r: r, ctx: ctx, off: off, end: off + n, elsewhere: elsewhere, deadline: start.Add(r.opt.RetryFor)}
+	b := &body{r: r, ctx: ctx, off: off, end: off + n, blamed: blamed, deadline: start.Add(r.opt.RetryFor)}
 	if err := b.open(); err != nil {
 		return nil, b.fail(err)
 	}

@@ -3,11 +3,13 @@ package fill
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -44,6 +46,64 @@ func TestCorruptOnceIsFetchedAgain(t *testing.T) {
 				t.Errorf("%+v", st)
 			}
 			b.sink.once(t)
+		})
+	}
+}
+
+// mirrored is a blob that comes from a mirror up to an offset, and from there on from the registry.
+type mirrored struct {
+	*served
+	until  int64
+	blamed []string // by Refetch
+}
+
+func (m *mirrored) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := m.served.Fetch(ctx, off, n)
+	return &mirroredBody{body, m, off}, err
+}
+
+func (m *mirrored) Refetch(ctx context.Context, off, n int64, from string) (io.ReadCloser, error) {
+	m.blamed = append(m.blamed, from)
+	return m.Fetch(ctx, off, n)
+}
+
+type mirroredBody struct {
+	io.ReadCloser
+	of *mirrored
+	at int64
+}
+
+func (b *mirroredBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.at += int64(n)
+	return n, err
+}
+
+func (b *mirroredBody) Source() string {
+	if b.at > b.of.until {
+		return "registry"
+	}
+	return "mirror"
+}
+
+func TestWhoHasSentCorruptBytesIsBlamed(t *testing.T) {
+	im := imageOf(t, 64<<10, 1<<20)
+	for frame, want := range map[int]string{4: "mirror", 6: "registry"} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newLab(t, dsl(), im, SchedulerOptions{})
+			defer b.s.Close()
+			from := &mirrored{served: b.from, until: im.Frames[5].Offset + 40<<10}
+			b.Filler.from = from
+			var spoilt atomic.Bool
+			b.link.spoil = func(off int64, p []byte) {
+				if at := im.Frames[frame].Offset + 100; off <= at && at < off+int64(len(p)) && !spoilt.Swap(true) {
+					p[at-off] ^= 1
+				}
+			}
+			b.readFile(t, 0)
+			if got := from.blamed; len(got) != 1 || got[0] != want {
+				t.Errorf("frame %d: blamed are %q, want %q", frame, got, want)
+			}
 		})
 	}
 }

@@ -32,13 +32,14 @@ const (
 
 // flight is a frame on its way into the sink: one, whoever asks. Its fields are guarded by Scheduler.mu.
 type flight struct {
-	f     *Filler
-	frame int
-	level level
-	state state
-	again bool     // what arrived first was corrupt
-	in    *arrival // what has arrived of it, nil before
-	req   *request // that fetches it
+	f      *Filler
+	frame  int
+	level  level
+	state  state
+	again  bool     // what arrived first was corrupt
+	in     *arrival // what has arrived of it, nil before
+	source string   // who has sent that last, "" if the body doesn't say
+	req    *request // that fetches it
 
 	then    []*flight // those that wait for this one
 	awaits  []*flight // those that this one waits for

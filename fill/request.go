@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// Refetcher is a Fetcher that can fetch bytes another way than before, over a new connection or from another host,
-// when those that it had fetched turned out to be corrupt.
+// Refetcher is a Fetcher that can fetch bytes another way than before, over a new connection or from another host than from,
+// when those that it had fetched turned out to be corrupt. from is what the body that they came in said by its method Source() string, "" if it has none.
 type Refetcher interface {
-	Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	Refetch(ctx context.Context, off, n int64, from string) (io.ReadCloser, error)
 }
 
 // errYield is why a request ends that background work has made: its frames are asked for again later.
@@ -23,6 +23,8 @@ type request struct {
 	f        *Filler
 	flights  []*flight // by frame
 	off, end int64
+	again    bool   // what arrived first was corrupt,
+	from     string // and who had sent that, "" if it isn't known
 
 	level  level
 	left   int64 // bytes that haven't arrived
@@ -34,6 +36,7 @@ func (s *Scheduler) send(r *request) {
 	f := r.f
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	r.cancel, r.left = cancel, r.end-r.off
+	r.again, r.from = r.flights[0].again, r.flights[0].source
 	s.outstanding += r.left
 	s.requests[r] = struct{}{}
 	for _, fl := range r.flights {
@@ -63,19 +66,13 @@ func (s *Scheduler) send(r *request) {
 // receive fetches the range and hands its frames on one by one.
 func (r *request) receive(ctx context.Context) error {
 	start := time.Now()
-	fetch := r.f.from.Fetch
-	if re, ok := r.f.from.(Refetcher); ok && r.flights[0].again {
-		fetch = re.Refetch
-	}
-	body, err := fetch(ctx, r.off, r.end-r.off)
+	body, err := r.fetch(ctx)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if src, ok := body.(interface{ Source() string }); ok {
-		if name := src.Source(); name != "" {
-			r.f.count.source.Store(&name)
-		}
+	if name := sourceOf(body); name != "" {
+		r.f.count.source.Store(&name)
 	}
 	kept, ok := body.(interface{ Local() bool })
 	in := bufio.NewReaderSize(&counted{body, r, start, ok && kept.Local()}, 32<<10)
@@ -88,14 +85,29 @@ func (r *request) receive(ctx context.Context) error {
 				return err
 			}
 		}
-		r.f.s.arriving(fl, a)
+		r.f.s.arriving(fl, a, sourceOf(body))
 		if err := a.fill(in); err != nil {
 			return err
 		}
 		pos = fr.End()
-		r.f.s.arrived(fl, a)
+		r.f.s.arrived(fl, a, sourceOf(body)) // which may have changed
 	}
 	return nil
+}
+
+func (r *request) fetch(ctx context.Context) (io.ReadCloser, error) {
+	if re, ok := r.f.from.(Refetcher); ok && r.again {
+		return re.Refetch(ctx, r.off, r.end-r.off, r.from)
+	}
+	return r.f.from.Fetch(ctx, r.off, r.end-r.off)
+}
+
+// sourceOf returns who sends a body, "" if it doesn't say.
+func sourceOf(body io.Reader) string {
+	if src, ok := body.(interface{ Source() string }); ok {
+		return src.Source()
+	}
+	return ""
 }
 
 // counted takes note of bytes when they arrive.
@@ -131,19 +143,23 @@ func (c *counted) Read(p []byte) (int, error) {
 }
 
 // arriving is called before the first byte of a frame is read. Who waits for a large one gets it decoded on the way.
-func (s *Scheduler) arriving(fl *flight, a *arrival) {
+func (s *Scheduler) arriving(fl *flight, a *arrival, source string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	fl.source = source
 	if fl.level == demand && fl.size() >= streamFrom && a.got() == 0 {
 		s.decode(fl, a)
 	}
 }
 
 // arrived is called when a frame has arrived.
-func (s *Scheduler) arrived(fl *flight, a *arrival) {
+func (s *Scheduler) arrived(fl *flight, a *arrival, source string) {
 	s.mu.Lock()
-	if fl.state == fetching && fl.in == a {
-		s.decode(fl, a)
+	if fl.in == a {
+		fl.source = source
+		if fl.state == fetching {
+			s.decode(fl, a)
+		}
 	}
 	s.mu.Unlock()
 	a.release()

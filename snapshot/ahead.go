@@ -92,9 +92,7 @@ func (e *engine) readEnd(src layerSource, key store.Key, size int64) *end {
 		return x
 	}
 	defer body.Close()
-	if b, ok := body.(interface{ Source() string }); ok {
-		x.source = b.Source()
-	}
+	x.source = sourceOf(body)
 	p := make([]byte, size-off)
 	if _, err := io.ReadFull(body, p); err == nil {
 		x.tail = tail{off, p}

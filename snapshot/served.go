@@ -106,8 +106,8 @@ func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
 // Refetch implements fill.Refetcher: what was kept may be what is corrupt.
-func (s *served) Refetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	body, err := s.reader().Refetch(ctx, off, n)
+func (s *served) Refetch(ctx context.Context, off, n int64, from string) (io.ReadCloser, error) {
+	body, err := s.reader().Refetch(ctx, off, n, from)
 	s.from(body)
 	return body, err
 }

@@ -50,8 +50,17 @@ func (t tailFirst) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if err != nil {
 		return nil, err
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(head, bytes.NewReader(t.p[:end-t.off])), head}, nil
+	return headed{head, io.MultiReader(head, bytes.NewReader(t.p[:end-t.off]))}, nil
 }
+
+// headed is a body that ends with what the tail has.
+type headed struct {
+	io.ReadCloser // in front of the tail
+	all           io.Reader
+}
+
+// Read implements io.Reader.
+func (h headed) Read(p []byte) (int, error) { return h.all.Read(p) }
+
+// Source tells package fill.
+func (h headed) Source() string { return sourceOf(h.ReadCloser) }

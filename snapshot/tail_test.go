@@ -51,3 +51,31 @@ func TestTail(t *testing.T) {
 		})
 	}
 }
+
+// sent is a Fetcher whose bodies say who sends them.
+type sent struct{ asked }
+
+func (s *sent) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := s.asked.Fetch(ctx, off, n)
+	return sentBody{body}, err
+}
+
+type sentBody struct{ io.ReadCloser }
+
+func (sentBody) Source() string { return "mirror.test" }
+
+// What is in front of the tail may be corrupt, and who has sent it to blame.
+func TestTailSaysWhoSendsTheRest(t *testing.T) {
+	blob := random(100)
+	f := tail{60, blob[60:]}.before(&sent{asked{blob: blob}})
+	for off, want := range map[int64]string{0: "mirror.test", 60: ""} {
+		body, err := f.Fetch(t.Context(), off, 100-off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := sourceOf(body); got != want {
+			t.Errorf("bytes from %d on are sent by %q, want %q", off, got, want)
+		}
+		body.Close()
+	}
+}

@@ -195,11 +195,17 @@ func (s *served) answered(n int64) {
 
 // from takes note of who sends a body, which is nil if nobody does.
 func (s *served) from(body io.ReadCloser) {
-	if src, ok := body.(interface{ Source() string }); ok {
-		if name := src.Source(); name != "" {
-			s.counts.source.Store(&name)
-		}
+	if name := sourceOf(body); name != "" {
+		s.counts.source.Store(&name)
 	}
+}
+
+// sourceOf returns who sends a body, "" if it isn't a blob.Reader's.
+func sourceOf(body io.Reader) string {
+	if src, ok := body.(interface{ Source() string }); ok {
+		return src.Source()
+	}
+	return ""
 }
 
 // spanOpen starts the span of an opening, below the one of the mount that asked for it first. Without one there is none.

@@ -154,8 +154,9 @@ func (s *stream) ReadAt(p []byte, off int64) (int, error) {
 		return n, err
 	}
 	if s.off == s.size {
+		err := s.verify()
 		s.hangUp()
-		if err := s.verify(); err != nil {
+		if err != nil {
 			return 0, err
 		}
 	}
@@ -171,11 +172,11 @@ func (s *stream) open(off int64) (err error) {
 	if off == 0 {
 		s.sum = s.blob.Digest().Algorithm().Digester()
 	}
-	fetch := s.blob.Fetch
-	if s.corrupt.has(s.blob.Digest()) {
-		fetch = s.blob.Refetch
+	if from, ok := s.corrupt.from(s.blob.Digest()); ok {
+		s.body, err = s.blob.Refetch(s.ctx, off, s.size-off, from)
+	} else {
+		s.body, err = s.blob.Fetch(s.ctx, off, s.size-off)
 	}
-	s.body, err = fetch(s.ctx, off, s.size-off)
 	s.off = off
 	return err
 }
@@ -197,9 +198,13 @@ func (s *stream) verify() error {
 		s.corrupt.remove(want)
 		return nil
 	}
+	var from string
+	if src, ok := s.body.(interface{ Source() string }); ok {
+		from = src.Source()
+	}
 	return &corruptError{
 		err:   fmt.Errorf("blob %s of %s: what the registry has sent has the digest %s", want, s.blob.Repository(), got),
-		again: s.corrupt.add(want),
+		again: s.corrupt.add(want, from),
 	}
 }
 
@@ -215,28 +220,32 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// corrupt are the blobs of which other bytes have arrived than they should.
+// corrupt are the blobs of which other bytes have arrived than they should, and the hosts that have sent them.
 type corrupt struct {
 	mu    sync.Mutex
-	blobs map[digest.Digest]bool
+	blobs map[digest.Digest]string
 }
 
-// add reports whether the blob wasn't among them.
-func (c *corrupt) add(d digest.Digest) bool {
+// add reports whether the blob wasn't among them. If it was, it isn't any more: the next one to try has its own second chance.
+func (c *corrupt) add(d digest.Digest, from string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.blobs == nil {
-		c.blobs = map[digest.Digest]bool{}
+	if _, ok := c.blobs[d]; ok {
+		delete(c.blobs, d)
+		return false
 	}
-	first := !c.blobs[d]
-	c.blobs[d] = first // the next one to try has its own second chance
-	return first
+	if c.blobs == nil {
+		c.blobs = map[digest.Digest]string{}
+	}
+	c.blobs[d] = from
+	return true
 }
 
-func (c *corrupt) has(d digest.Digest) bool {
+func (c *corrupt) from(d digest.Digest) (host string, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.blobs[d]
+	host, ok = c.blobs[d]
+	return host, ok
 }
 
 func (c *corrupt) remove(d digest.Digest) {

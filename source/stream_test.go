@@ -131,6 +131,34 @@ func TestStreamCorrupt(t *testing.T) {
 	}
 }
 
+// Then it's fetched from another host than the one that has sent them, which need not be the first.
+func TestStreamCorruptAtAMirror(t *testing.T) {
+	s := newStreamed(t)
+	s.corrupt = 2
+	mirrors := s.opt.Hosts
+	empty := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(empty.Close)
+	sound := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(s.blob))
+	}))
+	t.Cleanup(sound.Close)
+	s.opt.Hosts = func(ref reference.Spec, sessions []string) ([]docker.RegistryHost, error) {
+		hosts, err := mirrors(ref, sessions)
+		first, last := hosts[0], hosts[0]
+		first.Host, last.Host = strings.TrimPrefix(empty.URL, "http://"), strings.TrimPrefix(sound.URL, "http://")
+		return []docker.RegistryHost{first, hosts[0], last}, err
+	}
+	if _, err := s.read(); err == nil {
+		t.Error("corrupt bytes were taken")
+	}
+	if got, err := s.read(); err != nil || !bytes.Equal(got, s.blob) {
+		t.Errorf("read again: %d bytes, %v", len(got), err)
+	}
+	if s.hits != 1 {
+		t.Errorf("the corrupt mirror was asked %d times, want once", s.hits)
+	}
+}
+
 // What can't be streamed is BuildKit's to provide; what must not be used is an error.
 func TestStreamRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
