@@ -184,6 +184,34 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
+// A store that is remembered and has other bytes now, or ignores ranges, is no reason to fail as long as the registry knows a better one.
+func TestRememberedRedirectIsForgotten(t *testing.T) {
+	blob := randomBlob(1000)
+	for name, answer := range map[string]http.HandlerFunc{
+		"other offset": status(http.StatusPartialContent, "Content-Range", "bytes 0-9/1000"),
+		"other blob":   status(http.StatusPartialContent, "Content-Range", "bytes 100-109/999"),
+		"no range":     status(http.StatusOK),
+		"gone":         status(http.StatusNotFound),
+	} {
+		t.Run(name, func(t *testing.T) {
+			first, second := newStore(t, blob), newStore(t, blob)
+			now := first
+			reg := newRegistry(t, blob)
+			reg.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { now.redirect(w, req) })
+			r := open(t, blob, quick, fixed(reg.host(t)))
+			want(t, r, blob, 0, 10)
+			first.script, now = []http.HandlerFunc{answer}, second
+			want(t, r, blob, 100, 10)
+			if got := first.ranges() + ", " + second.ranges(); got != "0-9 100-109, 100-109" {
+				t.Errorf("the stores were asked for %s", got)
+			}
+			// If the registry knows none, it's an error that says so.
+			second.script = []http.HandlerFunc{answer, answer}
+			contains(t, fails(t, r, 100, 10), strings.TrimPrefix(second.URL, "http://"))
+		})
+	}
+}
+
 // A redirect within the registry keeps its credentials, as for any HTTP client.
 func TestRedirectWithinRegistry(t *testing.T) {
 	blob := randomBlob(1000)

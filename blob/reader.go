@@ -173,14 +173,12 @@ func (r *Reader) get(ctx context.Context, host docker.RegistryHost, off, end int
 	target, known := r.redirects[blobURL]
 	r.mu.Unlock()
 	if known {
-		resp, err := r.send(ctx, host, target, off, end)
-		if err == nil && resp.StatusCode == http.StatusPartialContent {
-			return r.accept(resp, off, end, whole)
+		if resp, err := r.send(ctx, host, target, off, end); err == nil {
+			if body, err := r.accept(resp, off, end, whole); err == nil {
+				return body, nil
+			}
 		}
-		if err == nil {
-			// A signed URL that has expired: ask the registry for a new one.
-			drain(resp)
-		}
+		// A signed URL that has expired, or a store that isn't what it was: the registry knows where the blob is now.
 		r.mu.Lock()
 		delete(r.redirects, blobURL)
 		r.mu.Unlock()
