@@ -34,6 +34,7 @@ type body struct {
 
 	opening  time.Duration // how long Fetch took, 0 once a byte has arrived
 	deadline time.Time     // when a read without a byte is given up
+	passed   int64         // how far attempts have come in front of off
 
 	pause   time.Duration // before the next round of attempts, 0 if a byte arrived since the last
 	hurried bool          // the last pause was cut short for the deadline
@@ -73,7 +74,7 @@ func (b *body) Read(p []byte) (int, error) {
 			}
 		}
 		b.stall.Reset(max(0, b.patience()))
-		asked := time.Now()
+		from, asked := b.at(), time.Now()
 		n, err := b.rc.Read(p)
 		b.stall.Stop()
 		if n > 0 {
@@ -87,8 +88,13 @@ func (b *body) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		if err == nil {
-			// Bytes have arrived, in front of those that are wanted.
-			b.deadline = time.Now().Add(b.r.opt.RetryFor)
+			// Bytes have arrived, in front of those that are wanted. Only where none has been before, they are a reason to go on, or a
+			// connection that always breaks there would be made again for ever.
+			at := b.at()
+			if at > b.passed {
+				b.passed, b.deadline = at, time.Now().Add(b.r.opt.RetryFor)
+			}
+			b.crawls(at-from, time.Since(asked))
 			continue
 		}
 		// Short body, reset or silence: go on with a new request from here.
@@ -147,9 +153,21 @@ func (b *body) hangUp(cause error) {
 	b.rc = nil
 }
 
-// patience is how long the present attempt may be silent.
+// patience is how long the present attempt may be silent. What one that goes through a whole blob takes for that is no silence.
 func (b *body) patience() time.Duration {
-	return min(b.r.opt.Stall, time.Until(b.deadline))
+	left := time.Until(b.deadline)
+	if c, ok := b.rc.(*cutting); ok && c.skip < b.off {
+		left = b.r.opt.RetryFor
+	}
+	return min(b.r.opt.Stall, left)
+}
+
+// at is how far in the blob the present attempt has come.
+func (b *body) at() int64 {
+	if c, ok := b.rc.(*cutting); ok {
+		return b.off - c.skip
+	}
+	return b.off
 }
 
 // open asks the hosts in their order, and again after a pause, until one answers

@@ -49,7 +49,7 @@ func (r *Reader) order(hosts []docker.RegistryHost, blamed string) []docker.Regi
 
 // AcceptWhole lets the Reader take what it needs out of a whole blob where no host serves ranges. It's for a
 // layer that is being read, and for which it is too late to be pulled. All that is in front of a range is received, and
-// dropped.
+// dropped; a read goes on for as long as it comes further than before.
 func (r *Reader) AcceptWhole() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -1,14 +1,19 @@
 package blob
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -132,4 +137,80 @@ func TestAcceptWhole(t *testing.T) {
 	r = open(t, blob, Options{RetryFor: time.Second}, fixed(other.host(t)))
 	r.AcceptWhole()
 	contains(t, fails(t, r, 0, 10), "has 299999 bytes of a blob of 300000")
+}
+
+// wholes is a transport at whose end is a host that ignores ranges: each answer, which it knows by its number, comes in pieces.
+type wholes struct {
+	size  int64
+	pause time.Duration // before a piece
+	piece int64
+	until func(answer int) int64 // where it breaks
+	n     int
+}
+
+func (w *wholes) RoundTrip(req *http.Request) (*http.Response, error) {
+	w.n++
+	return &http.Response{
+		StatusCode: http.StatusOK, ContentLength: w.size, Request: req,
+		Body: io.NopCloser(&pieces{w, req.Context(), 0, w.until(w.n)}),
+	}, nil
+}
+
+type pieces struct {
+	*wholes
+	ctx       context.Context
+	at, until int64
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if p.at == p.until {
+		return 0, io.ErrUnexpectedEOF
+	}
+	select {
+	case <-time.After(p.pause):
+	case <-p.ctx.Done():
+		return 0, context.Cause(p.ctx)
+	}
+	n := min(int64(len(b)), p.piece, p.until-p.at)
+	p.at += n
+	return int(n), nil
+}
+
+// What is dropped keeps a read going only if it leads somewhere.
+func TestAcceptWholeEnds(t *testing.T) {
+	const size, off = 1 << 20, 1 << 19
+	for name, c := range map[string]struct {
+		piece int64
+		pause time.Duration
+		until func(answer int) int64
+		says  string // "" if the read succeeds
+	}{
+		"always broken in front of it":      {10_000, time.Second, func(int) int64 { return off - 1 }, "unexpected EOF"},
+		"broken ever sooner":                {10_000, time.Second, func(n int) int64 { return max(off-int64(n)*10_000, 0) }, "unexpected EOF"},
+		"a byte now and then":               {1, 19 * time.Second, func(int) int64 { return size }, "only 2 bytes arrived"},
+		"slower than RetryFor":              {5_000, time.Second, func(int) int64 { return size }, ""},
+		"slower than RetryFor, broken once": {5_000, time.Second, func(n int) int64 { return min(off-1+int64(n-1)*size, size) }, ""},
+		"further each time":                 {5_000, time.Second, func(n int) int64 { return min(int64(n)*100_000, size) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host := docker.RegistryHost{Client: &http.Client{Transport: &wholes{size, c.pause, c.piece, c.until, 0}}, Scheme: "http", Host: "registry.test", Path: "/v2"}
+				r := New(reference.Spec{Locator: "registry.test/team/image"}, digest.FromString(name), size, fixed(host), Options{})
+				r.AcceptWhole()
+				ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+				defer cancel()
+				body, err := r.Fetch(ctx, off, 1<<15)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer body.Close()
+				_, err = io.ReadFull(body, make([]byte, 1<<15))
+				if (err == nil) != (c.says == "") {
+					t.Errorf("error %v, want %q", err, c.says)
+				} else if err != nil {
+					contains(t, err, c.says)
+				}
+			})
+		})
+	}
 }
