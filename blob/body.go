@@ -131,6 +131,12 @@ func (b *body) crawls(n int64, waited time.Duration) {
 // Source is the host that answered last: see Reader.Fetch.
 func (b *body) Source() string { return b.host }
 
+// Whole reports whether what comes is cut out of a whole blob: see Reader.AcceptWhole.
+func (b *body) Whole() bool {
+	_, ok := b.rc.(*cutting)
+	return ok
+}
+
 // Close ends the request.
 func (b *body) Close() error {
 	b.hangUp(context.Canceled)

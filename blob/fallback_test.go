@@ -108,6 +108,18 @@ func TestAcceptWhole(t *testing.T) {
 	want(t, r, blob, 0, 1)
 	want(t, r, blob, 1000, 10)
 	want(t, r, blob, 250_000, 50_000)
+	isWhole := func(r *Reader) bool {
+		body, err := r.Fetch(t.Context(), 1000, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		b, ok := body.(interface{ Whole() bool })
+		return ok && b.Whole()
+	}
+	if !isWhole(r) {
+		t.Error("a body that is cut out of a whole blob doesn't say so")
+	}
 
 	// Another host that serves ranges is better.
 	good := newRegistry(t, blob)
@@ -116,8 +128,11 @@ func TestAcceptWhole(t *testing.T) {
 	r.AcceptWhole()
 	want(t, r, blob, 200_000, 10)
 	want(t, r, blob, 100_000, 10)
-	if b, g := len(bad.requests()), len(good.requests()); b != 1 || g != 2 {
-		t.Errorf("%d requests to the host that ignores ranges, %d to the other; want 1 and 2", b, g)
+	if isWhole(r) {
+		t.Error("a body of a range is said to be cut out of a whole blob")
+	}
+	if b, g := len(bad.requests()), len(good.requests()); b != 1 || g != 3 {
+		t.Errorf("%d requests to the host that ignores ranges, %d to the other; want 1 and 3", b, g)
 	}
 
 	// It may break, and be another blob.

@@ -137,8 +137,8 @@ func (r *Reader) learnSize(size int64) int64 {
 // ends with io.EOF after exactly n bytes or with an error that names blob and
 // host. The caller closes it. ctx bounds the body as well.
 //
-// The body has a method Source() string: the host that answered last, a mirror or the registry, which may have redirected
-// to a store.
+// The body has two methods more. Source() string is the host that answered last, a mirror or the registry, which may have redirected
+// to a store. Whole() bool reports whether that sends the whole blob: see [Reader.AcceptWhole].
 func (r *Reader) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return r.fetch(ctx, off, n, "")
 }

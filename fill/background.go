@@ -66,8 +66,12 @@ func (s *Scheduler) sweep(l level) bool {
 	return true
 }
 
-// pausing reports whether a layer's last failure is too recent to go on with what nobody waits for.
+// pausing reports whether a layer's last failure is too recent to go on with what nobody waits for, or each request for that would
+// bring the whole blob.
 func (s *Scheduler) pausing(f *Filler) bool {
+	if f.whole {
+		return true
+	}
 	left := time.Until(f.pausedUntil)
 	if left <= 0 {
 		return false

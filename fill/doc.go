@@ -28,6 +28,7 @@
 // round trips' worth, whatever the pattern (afford in widen.go). When most of a layer has been asked for, all of it is fetched. While
 // somebody reads an image from one end to the other, what comes next is fetched in the order in which directories of the image are listed
 // (walk.go), by as much as was read so and as that was right (stream.go).
+// Of a registry that sends the whole blob for each request nothing is asked for that nobody waits for (whole.go).
 //
 // What a program needs needn't be guessed: the file says it. When its beginning has been read, its loader and libraries are asked
 // for, and theirs, in all layers that [Scheduler.Join] has said to be of one image (needs.go, elf.go), and so are the programs that a

@@ -14,7 +14,8 @@ import (
 )
 
 // Fetcher reads a range of a blob. blob.Reader is one. A body that doesn't come over the link has a method Local() bool that
-// returns true: how fast it arrives says nothing of the link.
+// returns true: how fast it arrives says nothing of the link. One that is cut out of a whole blob, all in front of it being received as
+// well, has a method Whole() bool that does: see whole.go.
 type Fetcher interface {
 	Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
@@ -119,6 +120,7 @@ type Filler struct {
 	unswept     int                 // frames that sweep hasn't looked at
 	pausedUntil time.Time           // nothing is fetched before that nobody waits for
 	pause       time.Duration
+	whole       bool // the last request was answered by the whole blob
 }
 
 // extent is the frames of a file, from first up to end, and the directory that the file is in.
@@ -348,7 +350,7 @@ func (f *Filler) Prefetch(off, n int64) {
 	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := first; c < end && !f.closed; c++ {
+	for c := first; c < end && !f.closed && !f.whole; c++ {
 		if f.sink.Have(c) {
 			continue
 		}
@@ -416,6 +418,14 @@ func (f *Filler) land(fl *flight, err error) {
 	f.pausedUntil = time.Now().Add(f.pause)
 }
 
+// drop ends a flight that is queued.
+func (f *Filler) drop(fl *flight, why error) {
+	if fl.in != nil {
+		fl.in.release()
+	}
+	f.land(fl, why)
+}
+
 // present reports whether all chunks of a frame are in the sink.
 func (f *Filler) present(frame int) bool {
 	fr := &f.layer.Frames[frame]
@@ -454,10 +464,7 @@ func (f *Filler) Close() error {
 		case awaiting:
 			s.fetchAfterAll(fl)
 		case queued:
-			if fl.in != nil {
-				fl.in.release()
-			}
-			f.land(fl, errClosedFiller)
+			f.drop(fl, errClosedFiller)
 		}
 	}
 	s.dispatch() // what others have waited for in vain

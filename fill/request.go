@@ -75,7 +75,11 @@ func (r *request) receive(ctx context.Context) error {
 		r.f.count.source.Store(&name)
 	}
 	kept, ok := body.(interface{ Local() bool })
-	in := bufio.NewReaderSize(&counted{body, r, start, ok && kept.Local()}, 32<<10)
+	local, whole := ok && kept.Local(), isWhole(body)
+	if !local {
+		r.f.answered(whole)
+	}
+	in := bufio.NewReaderSize(&counted{body, r, start, local || whole}, 32<<10)
 	pos := r.off
 	for _, fl := range r.flights {
 		fr := &r.f.layer.Frames[fl.frame]

@@ -254,6 +254,8 @@ func (s *Scheduler) plan(fl *flight) *request {
 				return r
 			}
 			continue
+		case nf == nil && f.whole:
+			nf = f.newFlight(next, ahead, asked) // it gets no request of its own
 		case nf == nil:
 			continue // a gap, if something is wanted behind it
 		case nf.state != queued || nf.again || nf.in != nil || nf.level > max(fl.level, profiled):

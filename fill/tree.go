@@ -71,7 +71,7 @@ func (f *Filler) fetchFrames(files []extent) {
 	for _, e := range files {
 		for i := e.first; i < e.end && room > 0 && !f.closed; i++ {
 			f.copied.set(i)
-			if f.flights[i] == nil && !f.there(i) {
+			if !f.whole && f.flights[i] == nil && !f.there(i) {
 				// Behind what is read ahead of a step that runs meanwhile.
 				f.hinted += f.flight(i, profiled, asked).size()
 				room--

@@ -64,3 +64,9 @@ func (h headed) Read(p []byte) (int, error) { return h.all.Read(p) }
 
 // Source tells package fill.
 func (h headed) Source() string { return sourceOf(h.ReadCloser) }
+
+// Whole tells package fill.
+func (h headed) Whole() bool {
+	b, ok := h.ReadCloser.(interface{ Whole() bool })
+	return ok && b.Whole()
+}

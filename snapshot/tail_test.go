@@ -63,9 +63,10 @@ func (s *sent) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 type sentBody struct{ io.ReadCloser }
 
 func (sentBody) Source() string { return "mirror.test" }
+func (sentBody) Whole() bool    { return true }
 
-// What is in front of the tail may be corrupt, and who has sent it to blame.
-func TestTailSaysWhoSendsTheRest(t *testing.T) {
+// What is in front of the tail may be corrupt, and who has sent it to blame; and it may be cut out of a whole blob.
+func TestTailSaysWhereTheRestComesFrom(t *testing.T) {
 	blob := random(100)
 	f := tail{60, blob[60:]}.before(&sent{asked{blob: blob}})
 	for off, want := range map[int64]string{0: "mirror.test", 60: ""} {
@@ -75,6 +76,9 @@ func TestTailSaysWhoSendsTheRest(t *testing.T) {
 		}
 		if got := sourceOf(body); got != want {
 			t.Errorf("bytes from %d on are sent by %q, want %q", off, got, want)
+		}
+		if b, ok := body.(interface{ Whole() bool }); (ok && b.Whole()) != (want != "") {
+			t.Errorf("bytes from %d on: whether they are of a whole blob is wrong", off)
 		}
 		body.Close()
 	}
