@@ -89,9 +89,8 @@ func (t document) link(v view, libraries [][]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, file := range files {
-		if !file.f.closed {
-			in := file.f.layer.Inode(file.inode)
-			first, _ := file.f.framesOf(&in)
+		in := file.f.layer.Inode(file.inode)
+		if first, end := file.f.framesOf(&in); first < end && !file.f.closed {
 			file.f.started.set(first) // so that a script is followed
 			file.f.need(file.inode, part{0, in.Size}, profiled, commanded)
 		}
@@ -131,7 +130,7 @@ func (t document) linkerScript(v view, script []byte) {
 // called takes note of what a program will be called with.
 func (p place) called(args []string) {
 	in := p.f.layer.Inode(p.inode)
-	if first, _ := p.f.framesOf(&in); len(args) > 0 && !p.f.closed && !p.f.read.has(first) {
+	if first, end := p.f.framesOf(&in); first < end && len(args) > 0 && !p.f.closed && !p.f.read.has(first) {
 		p.f.args[p.inode] = args
 	}
 }

@@ -3,6 +3,7 @@ package fill
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"os"
@@ -275,21 +276,35 @@ func TestWhatIsInDoubtIsVerifiedRatherThanFetched(t *testing.T) {
 	})
 }
 
+// unreadable packs a layer. From a call of fail on, the disk doesn't give its tree back any more, until one of heal.
+func unreadable(t *testing.T, l *layer.Layer) (packed *layer.Layer, fail, heal func()) {
+	t.Helper()
+	check := func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	name := filepath.Join(t.TempDir(), "tree")
+	f, err := os.Create(name)
+	check(err)
+	t.Cleanup(func() { f.Close() })
+	packed, err = l.Pack(f)
+	check(err)
+	tree, err := os.ReadFile(name)
+	check(err)
+	fail = func() { check(f.Truncate(0)) }
+	heal = func() {
+		_, err := f.WriteAt(tree, 0)
+		check(err)
+	}
+	return packed, fail, heal
+}
+
 // A layer whose tree the disk doesn't give back any more can't be verified: that's nobody's corruption, and isn't fetched again.
 func TestUnreadableTreeIsAnErrorThatSaysSo(t *testing.T) {
 	im := imageOf(t, 256<<10, many(200, 1000)...)
-	tree, err := os.Create(filepath.Join(t.TempDir(), "tree"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tree.Close()
-	packed, err := im.Pack(tree)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tree.Truncate(0); err != nil { // as if the disk had failed
-		t.Fatal(err)
-	}
+	packed, fail, _ := unreadable(t, im.Layer)
+	fail()
 	synctest.Test(t, func(t *testing.T) {
 		b := newLab(t, dsl(), im, SchedulerOptions{})
 		defer b.s.Close()
@@ -303,4 +318,74 @@ func TestUnreadableTreeIsAnErrorThatSaysSo(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 	})
+}
+
+// What is guessed by such a tree is nothing, rather than the daemon's end.
+func TestUnreadableTreeEndsGuesses(t *testing.T) {
+	im := imageOf(t, 64<<10, many(200, 1000)...)
+	for name, guess := range map[string]func(*walk, place){
+		"a walk":              func(w *walk, _ place) { w.ask(1<<20, 1<<20) },
+		"a library":           func(_ *walk, file place) { file.need() },
+		"a program":           func(_ *walk, file place) { file.start(linked) },
+		"its arguments":       func(_ *walk, file place) { file.called([]string{"-c"}) },
+		"a helper":            func(_ *walk, file place) { file.isHelper() },
+		"what a program runs": func(_ *walk, file place) { file.f.run(map[place]bool{file: true}) },
+		"what files mention":  func(_ *walk, file place) { document{f: file.f, inode: file.inode}.follow() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			packed, fail, _ := unreadable(t, im.Layer)
+			synctest.Test(t, func(t *testing.T) {
+				b := newLab(t, dsl(), im, SchedulerOptions{})
+				defer b.s.Close()
+				f := b.s.Open(im.Layer, b.from, b.sink, LayerOptions{Packed: packed})
+				w := &walk{layers: view{f}, lists: &listings{}}
+				if !w.seek(f, 0) {
+					t.Fatal("the first file isn't found")
+				}
+				fail()
+				guess(w, place{f, 100})
+			})
+		})
+	}
+}
+
+// The disk may give back what it hasn't a moment before.
+func TestListingOfATreeThatComesAndGoes(t *testing.T) {
+	var entries []entry
+	for i := range 4000 {
+		entries = append(entries, text(fmt.Sprintf("%d/%d", i/40, i), 1))
+	}
+	im := treeOf(t, entries...)
+	packed, fail, heal := unreadable(t, im.Layer)
+	s := NewScheduler(SchedulerOptions{})
+	defer s.Close()
+	f := s.Open(im.Layer, dsl().serve(im), newMemory(im), LayerOptions{Packed: packed})
+	var dirs []place
+	for _, e := range im.Inodes[layer.Root].Entries {
+		dirs = append(dirs, place{f, e.Inode})
+	}
+	done := make(chan struct{})
+	var disk sync.WaitGroup
+	disk.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(5 * time.Millisecond):
+				fail()
+				heal()
+			}
+		}
+	})
+	less := 0
+	for start := time.Now(); time.Since(start) < time.Second; {
+		if len(list(dirs)) < len(entries) {
+			less++
+		}
+	}
+	close(done)
+	disk.Wait()
+	if less == 0 {
+		t.Error("nothing was ever unreadable")
+	}
 }

@@ -92,7 +92,8 @@ func list(dirs []place) (entries []listed) {
 			if !ok {
 				break
 			}
-			if l := names[e.Name]; !l.done && (l.dirs != nil || l.file.f != nil) {
+			// One that isn't among them couldn't be read before.
+			if l := names[e.Name]; l != nil && !l.done && (l.dirs != nil || l.file.f != nil) {
 				l.done = true
 				entries = append(entries, l.listed)
 			}

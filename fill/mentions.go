@@ -97,13 +97,16 @@ func (t document) follow() {
 		return
 	}
 	in := t.f.layer.Inode(t.inode)
+	first, end := t.f.framesOf(&in)
+	if first == end {
+		return
+	}
 	parts := []part{{0, in.Size}}
 	if t.kind == programs {
 		// Of one that isn't all there, what is has been found all the same.
 		p, _ := parseELF(io.NewSectionReader(r, in.Data, in.Size), in.Size)
 		parts = p.constant
 	}
-	first, _ := t.f.framesOf(&in)
 	isDriven := t.kind == programs && t.f.driven.has(first)
 	left := int64(maxText)
 	v := t.f.view()
@@ -170,7 +173,7 @@ func (t document) follow() {
 	for _, file := range files {
 		in := file.f.layer.Inode(file.inode)
 		first, end := file.f.framesOf(&in)
-		if file.f.closed {
+		if file.f.closed || first == end {
 			continue
 		}
 		if got := file.f.want(first, end, mentioned, anySize); got > first && file.f.binary.has(first) {

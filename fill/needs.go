@@ -277,7 +277,7 @@ func (p place) need() { p.f.need(p.inode, p.head(), ahead, linked) }
 // head is what's asked for of a file before anybody has read it: all of it, or where it begins if it's large.
 func (p place) head() part {
 	in := p.f.layer.Inode(p.inode)
-	if first, end := p.f.framesOf(&in); p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset > wholeLibrary {
+	if first, end := p.f.framesOf(&in); first < end && p.f.layer.Frames[end-1].End()-p.f.layer.Frames[first].Offset > wholeLibrary {
 		return part{0, 1}
 	}
 	return part{0, in.Size}
@@ -359,8 +359,11 @@ func (f *Filler) need(inode uint32, p part, l level, why evidence) (missing []in
 	return missing
 }
 
-// framesOf returns the frames of a file.
+// framesOf returns the frames of a file. It has none if the tree can't be read any more: see layer.Layer.Err.
 func (f *Filler) framesOf(in *layer.Inode) (first, end int) {
+	if in.NumChunks == 0 {
+		return 0, 0
+	}
 	chunks := f.layer.Chunks
 	return int(chunks[in.FirstChunk].Frame), int(chunks[in.FirstChunk+in.NumChunks-1].Frame) + 1
 }

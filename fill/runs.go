@@ -29,7 +29,7 @@ func (p place) isHelper() bool {
 	in := p.f.layer.Inode(p.inode)
 	first, end := p.f.framesOf(&in)
 	frames := p.f.layer.Frames
-	return p.isProgram() && frames[end-1].End()-frames[first].Offset <= largeHelper
+	return first < end && p.isProgram() && frames[end-1].End()-frames[first].Offset <= largeHelper
 }
 
 func (p place) isProgram() bool {
@@ -129,9 +129,8 @@ func (f *Filler) run(helpers map[place]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, file := range files {
-		if !file.f.closed {
-			in := file.f.layer.Inode(file.inode)
-			first, _ := file.f.framesOf(&in)
+		in := file.f.layer.Inode(file.inode)
+		if first, end := file.f.framesOf(&in); first < end && !file.f.closed {
 			file.f.driven.set(first)
 			if !helpers[file] {
 				file.start(runs)

@@ -102,7 +102,9 @@ func (w *walk) ask(batch, room int64) (n int64) {
 			}
 			in := file.f.layer.Inode(file.inode)
 			w.f = file.f
-			w.frame, w.end = w.f.framesOf(&in)
+			if w.frame, w.end = w.f.framesOf(&in); w.frame == w.end {
+				continue // it can't be read any more
+			}
 		}
 		f := w.f
 		if fl := f.flights[w.frame]; fl != nil {
