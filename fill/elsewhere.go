@@ -9,7 +9,8 @@ import (
 // Files of an image, and more so of two versions of one, have chunks in common. What is missing here and is there under the same digest,
 // in this layer, in another one that is open, or in a Source, is copied and not fetched: a flight whose frame has nothing else lands without a request. It's
 // verified on the way as what is fetched is, so nothing is taken on trust. What is on its way there is waited for, as asking for it twice wouldn't
-// have it sooner; where a copy fails, the frame is fetched. Who holds a layer open is in the way of nobody: a copy takes as long as a read.
+// have it sooner, unless it doesn't come (silence.go); where a copy fails, the frame is fetched. Who holds a layer open is in the way of nobody: a copy
+// takes as long as a read.
 
 const (
 	// maxAlike is how many chunks of a layer with one digest are looked at.
@@ -96,6 +97,9 @@ func (f *Filler) takeLocal(fl *flight) bool {
 	for _, other := range coming {
 		other.then = append(other.then, fl)
 		f.s.raise(other, fl.level)
+	}
+	if fl.level == demand {
+		f.s.hurry(fl)
 	}
 	return true
 }

@@ -27,7 +27,8 @@ type request struct {
 	from     string // and who had sent that, "" if it isn't known
 
 	level  level
-	left   int64 // bytes that haven't arrived
+	left   int64     // bytes that haven't arrived
+	heard  time.Time // when the last byte has arrived, or it was sent
 	cancel context.CancelCauseFunc
 }
 
@@ -35,7 +36,7 @@ type request struct {
 func (s *Scheduler) send(r *request) {
 	f := r.f
 	ctx, cancel := context.WithCancelCause(f.ctx)
-	r.cancel, r.left = cancel, r.end-r.off
+	r.cancel, r.left, r.heard = cancel, r.end-r.off, time.Now()
 	r.again, r.from = r.flights[0].again, r.flights[0].source
 	s.outstanding += r.left
 	s.requests[r] = struct{}{}
@@ -137,7 +138,7 @@ func (c *counted) Read(p []byte) (int, error) {
 		c.start = time.Time{}
 	}
 	got := min(int64(n), c.r.left)
-	c.r.left -= got
+	c.r.left, c.r.heard = c.r.left-got, now
 	s.outstanding -= got
 	if !c.local {
 		s.est.arrived(now, int64(n), s.outstanding)

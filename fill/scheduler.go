@@ -8,7 +8,7 @@ import (
 
 // SchedulerOptions tune a Scheduler. The zero value works.
 type SchedulerOptions struct {
-	// Requests is the largest number of requests outstanding, at least 8. 0 means 64.
+	// Requests is the largest number of requests outstanding, but for those that are silent, at least 8. 0 means 64.
 	Requests int
 	// Decoders is the largest number of frames decoded at the same time. 0 means one per processor.
 	Decoders int
@@ -151,6 +151,9 @@ func (s *Scheduler) raise(fl *flight, l level) {
 			s.copy(fl)
 		}
 	case awaiting:
+		if l == demand {
+			s.hurry(fl)
+		}
 		for _, other := range fl.awaits {
 			s.raise(other, l)
 		}
@@ -204,7 +207,7 @@ func (s *Scheduler) limit(l level) int64 {
 // room reports whether there is room for a flight.
 func (s *Scheduler) room(fl *flight) bool {
 	if fl.level == demand {
-		return len(s.requests) < s.opt.Requests
+		return s.vacant()
 	}
 	if fl.level == background && !s.idle() {
 		return false
