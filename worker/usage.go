@@ -3,14 +3,12 @@ package worker
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/exporter"
-	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 	"github.com/buildkitd-lazy/buildkitd-lazy/source"
 )
 
@@ -22,10 +20,10 @@ const (
 	recordSize      = "snapshot.size"
 )
 
-// accounts are what was last said of the sizes of lazy records, by their ids.
-type accounts struct {
-	mu   sync.Mutex
-	said map[string]int64 // bytes
+// holder is a snapshotter that has lazy layers.
+type holder interface {
+	// Layers returns the bytes on disk of all lazy layers, by the digests of their blobs.
+	Layers() map[digest.Digest]int64
 }
 
 // DiskUsage implements worker.Worker: lazy layers count with what has arrived of them.
@@ -48,49 +46,31 @@ func (w *Worker) Prune(ctx context.Context, ch chan client.UsageInfo, opts ...cl
 	})
 }
 
-// account returns a context in which the cache manager counts lazy layers, and what forced exports have made of them, and makes it forget the
-// sizes that it took note of when they had other ones: to it, a record's size never changes. Records of the same blob share what that takes.
+// account returns a context in which the cache manager counts what records take beside their blobs, and makes it forget the sizes that it took note of
+// when that was something else: to it, a record's size never changes. The notes are looked at, not what was said the last time: an account that takes
+// long leaves a note of what was said when it began.
 func (w *Worker) account(ctx context.Context) (context.Context, error) {
-	lazy, ok := w.snapshotter.(*snapshot.Snapshotter)
+	lazy, ok := w.snapshotter.(holder)
 	if !ok {
 		return ctx, nil
 	}
-	sizes := lazy.Layers()
+	held := lazy.Layers()
 	records, err := w.CacheMgr.Search(ctx, recordsWithBlob, true)
 	if err != nil {
 		return nil, fmt.Errorf("size of lazy layers: %w", err)
 	}
-	of := map[digest.Digest][]cache.RefMetadata{}
-	counted := map[digest.Digest]bool{}
-	for _, r := range records {
-		blob := digest.Digest(r.GetString(recordBlob))
-		made := exporter.ConvertedOf(r)
-		if _, ok := sizes[blob]; ok && blobOnly(r) || len(made) > 0 {
-			of[blob] = append(of[blob], r)
-		}
-		for _, m := range made {
-			if counted[m] {
-				continue
-			}
-			if info, err := w.ContentStore().Info(ctx, m); err == nil {
-				counted[m] = true
-				sizes[blob] += info.Size
-			}
-		}
+	sizes, of, err := w.share(ctx, held, records)
+	if err != nil {
+		return nil, err
 	}
-	w.accounts.mu.Lock()
-	defer w.accounts.mu.Unlock()
-	said := map[string]int64{}
-	for blob := range sizes {
-		n := int64(len(of[blob]))
-		if n == 0 {
-			delete(sizes, blob)
-			continue
+	for blob, sharing := range of {
+		size := sizes[blob]
+		if info, err := w.ContentStore().Info(ctx, blob); err == nil {
+			size += info.Size
 		}
-		sizes[blob] /= n
-		for _, r := range of[blob] {
-			said[r.ID()] = sizes[blob]
-			if last, ok := w.accounts.said[r.ID()]; ok && last == sizes[blob] {
+		for _, r := range sharing {
+			// Where BuildKit itself has unpacked the layer, or made other blobs of it, the note is of more, and made anew each time.
+			if last, ok := noted(r); !ok || last == size {
 				continue
 			}
 			if err := r.ClearValueAndIndex(recordSize, ""); err != nil {
@@ -98,8 +78,45 @@ func (w *Worker) account(ctx context.Context) (context.Context, error) {
 			}
 		}
 	}
-	w.accounts.said = said
 	return source.WithSizes(ctx, sizes), nil
+}
+
+// share returns what the records of a blob, of those, take beside it, and which these are: of lazy layers what the store has of them, and what forced
+// exports have made of them. Records of the same blob take the same.
+func (w *Worker) share(ctx context.Context, held map[digest.Digest]int64, records []cache.RefMetadata) (sizes map[digest.Digest]int64, of map[digest.Digest][]cache.RefMetadata, err error) {
+	sizes, of = map[digest.Digest]int64{}, map[digest.Digest][]cache.RefMetadata{}
+	converted := map[digest.Digest]bool{} // that are counted
+	for _, r := range records {
+		blob := digest.Digest(r.GetString(recordBlob))
+		made := exporter.ConvertedOf(r)
+		if _, ok := held[blob]; (!ok || !blobOnly(r)) && len(made) == 0 {
+			continue
+		}
+		if of[blob] == nil {
+			sizes[blob] = held[blob]
+		}
+		of[blob] = append(of[blob], r)
+		for _, m := range made {
+			if converted[m] {
+				continue
+			}
+			if info, err := w.ContentStore().Info(ctx, m); err == nil {
+				converted[m] = true
+				sizes[blob] += info.Size
+			}
+		}
+	}
+	for blob, sharing := range of {
+		sizes[blob] /= int64(len(sharing))
+	}
+	return sizes, of, nil
+}
+
+// noted returns the size of a record that the cache manager has taken note of, false if it hasn't.
+func noted(r cache.RefMetadata) (size int64, ok bool) {
+	v := r.Get(recordSize)
+	ok = v != nil && v.Unmarshal(&size) == nil
+	return size, ok
 }
 
 // blobOnly reports whether nothing has been unpacked for the record.

@@ -69,7 +69,6 @@ type Worker struct {
 	conversions *exporter.Conversions // the same
 	images      *source.Source
 	door        Door
-	accounts    accounts
 	prunes      prunes
 	passwords   *passwords
 	unregister  func() error // metrics
