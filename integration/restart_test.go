@@ -167,12 +167,16 @@ func TestMaxSize(t *testing.T) {
 	d := startDaemon(t, opt)
 	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN cat /big/* | sha256sum\n"
 	build(t, d, client.Solve{Dockerfile: dockerfile})
+	usedBy(t, d) // BuildKit notes what the layers take
 	stopDaemon(t, d)
 	d = startDaemon(t, opt)
 	for end := time.Now().Add(20 * time.Second); stored(t, d) > 4<<20; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("the store takes %d bytes", stored(t, d))
 		}
+	}
+	if du := usedBy(t, d); du > 5<<20 {
+		t.Errorf("du shows %d bytes, where the store takes %d", du, stored(t, d))
 	}
 	res := build(t, d, client.Solve{Dockerfile: dockerfile + "RUN sha256sum /big/3\n"})
 	if v := res.Vertex("RUN cat"); v == nil || !v.Cached {

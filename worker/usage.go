@@ -81,15 +81,15 @@ func (w *Worker) account(ctx context.Context) (context.Context, error) {
 	return source.WithSizes(ctx, sizes), nil
 }
 
-// share returns what the records of a blob, of those, take beside it, and which these are: of lazy layers what the store has of them, and what forced
-// exports have made of them. Records of the same blob take the same.
+// share returns what the records of a blob, of those, take beside it, and which these are: of lazy layers what the store has of them, which may be
+// nothing any more, and what forced exports have made of them. Records of the same blob take the same.
 func (w *Worker) share(ctx context.Context, held map[digest.Digest]int64, records []cache.RefMetadata) (sizes map[digest.Digest]int64, of map[digest.Digest][]cache.RefMetadata, err error) {
 	sizes, of = map[digest.Digest]int64{}, map[digest.Digest][]cache.RefMetadata{}
 	converted := map[digest.Digest]bool{} // that are counted
 	for _, r := range records {
 		blob := digest.Digest(r.GetString(recordBlob))
 		made := exporter.ConvertedOf(r)
-		if _, ok := held[blob]; (!ok || !blobOnly(r)) && len(made) == 0 {
+		if !blobOnly(r) && len(made) == 0 {
 			continue
 		}
 		if of[blob] == nil {

@@ -136,6 +136,25 @@ func (u *usage) wantUsed(when string, want int64) {
 	}
 }
 
+// What the store has dropped of a layer isn't counted any more, neither by this daemon nor by the next one.
+func TestUsageOfDroppedLayers(t *testing.T) {
+	u := newUsage(t)
+	one, other := digest.FromString("one"), digest.FromString("other")
+	u.record(one, "one")
+	u.record(other, "other")
+	u.wantUsed("before anything is read", 0)
+	u.held.sizes[one], u.held.sizes[other] = 1<<30, 1<<20
+	u.wantUsed("with both layers", 1<<30+1<<20)
+	delete(u.held.sizes, one)
+	u.wantUsed("when one was dropped", 1<<20)
+	delete(u.held.sizes, other)
+	next := *u
+	next.Worker = &Worker{Worker: u.Worker.Worker, snapshotter: u.held, planner: u.planner}
+	next.wantUsed("when the other was dropped, after a restart", 0)
+	u.held.sizes[one] = 1 << 10
+	next.wantUsed("when one is used again", 1<<10)
+}
+
 // slowly is a cache manager whose du is told of when it begins.
 type slowly struct {
 	cache.Manager
