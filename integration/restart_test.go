@@ -135,6 +135,32 @@ func TestDiskUsageAndPrune(t *testing.T) {
 	wantContains(t, "output", res.Output(), digest.FromString(noise(1, 1<<20)).Encoded())
 }
 
+// TestDiskUsageOfAMixedImage looks at what a layer takes that is pulled and unpacked below a lazy one: its blob, and its files.
+func TestDiskUsageOfAMixedImage(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "mixed:1", busybox(t, bigLayer(t, 8<<20), layer(t, "top", baseimage.File("top", "lazy\n"))), baseimage.Gzip, baseimage.Gzip, baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	res := build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("mixed:1") + "\nRUN cat /top\n"})
+	if rep := reportOf(t, res); rep.Images[0].Lazy != 1 {
+		t.Fatalf("%d layers are lazy, want the topmost one", rep.Images[0].Lazy)
+	}
+	if du := usedBy(t, d); du < 16<<20 {
+		t.Errorf("du shows %d bytes, of 8 MiB compressed and 8 MiB of files", du)
+	}
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	if du := usedBy(t, d); du < 16<<20 {
+		t.Errorf("after a restart du shows %d bytes, of 8 MiB compressed and 8 MiB of files", du)
+	}
+	if out, err := (client.Buildctl{Addr: d.Addr}).Run(t.Context(), "prune", "--all"); err != nil {
+		t.Fatalf("prune: %v\n%s", err, out)
+	}
+	if left := usedBy(t, d); left > 0 {
+		t.Errorf("after prune du shows %d bytes", left)
+	}
+}
+
 // TestGCPolicyBoundsLazyLayers prunes by size: lazy layers count, and the least recently used go.
 func TestGCPolicyBoundsLazyLayers(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})

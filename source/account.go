@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -24,6 +25,19 @@ func WithSizes(ctx context.Context, sizes map[digest.Digest]int64) context.Conte
 func sizesOf(ctx context.Context) map[digest.Digest]int64 {
 	sizes, _ := ctx.Value(accountKey{}).(map[digest.Digest]int64)
 	return sizes
+}
+
+// Unpacked returns the bytes of the files that a layer was unpacked to, as a snapshot: 0 if that's lazy, or there is none.
+func (s *Snapshotter) Unpacked(ctx context.Context, key string) (int64, error) {
+	info, err := s.Snapshotter.Stat(ctx, key)
+	var usage snapshots.Usage
+	if _, lazy := info.Labels[labelRemote]; err == nil && !lazy {
+		usage, err = s.Usage(ctx, key)
+	}
+	if cerrdefs.IsNotFound(err) {
+		return 0, nil
+	}
+	return usage.Size, err
 }
 
 // ContentStore wraps the content store that the cache manager gets.

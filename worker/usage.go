@@ -18,6 +18,7 @@ const (
 	recordBlob      = "cache.blob"
 	recordBlobOnly  = "cache.blobonly"
 	recordSize      = "snapshot.size"
+	recordSnapshot  = "cache.snapshot"
 )
 
 // holder is a snapshotter that has lazy layers.
@@ -82,12 +83,19 @@ func (w *Worker) account(ctx context.Context) (context.Context, error) {
 }
 
 // share returns what the records of a blob, of those, take beside it, and which these are: of lazy layers what the store has of them, which may be
-// nothing any more, and what forced exports have made of them. Records of the same blob take the same.
+// nothing any more, and what forced exports have made of them; and the files of layers that were unpacked below lazy ones, of which BuildKit isn't
+// told. Records of the same blob take the same.
 func (w *Worker) share(ctx context.Context, held map[digest.Digest]int64, records []cache.RefMetadata) (sizes map[digest.Digest]int64, of map[digest.Digest][]cache.RefMetadata, err error) {
 	sizes, of = map[digest.Digest]int64{}, map[digest.Digest][]cache.RefMetadata{}
 	converted := map[digest.Digest]bool{} // that are counted
+	unpacked := map[string]bool{}         // snapshots that are
 	for _, r := range records {
-		blob := digest.Digest(r.GetString(recordBlob))
+		if !blobOnly(r) {
+			unpacked[r.GetString(recordSnapshot)] = true // by BuildKit
+		}
+	}
+	for _, r := range records {
+		blob, snapshot := digest.Digest(r.GetString(recordBlob)), r.GetString(recordSnapshot)
 		made := exporter.ConvertedOf(r)
 		if !blobOnly(r) && len(made) == 0 {
 			continue
@@ -104,6 +112,14 @@ func (w *Worker) share(ctx context.Context, held map[digest.Digest]int64, record
 				converted[m] = true
 				sizes[blob] += info.Size
 			}
+		}
+		if !unpacked[snapshot] {
+			unpacked[snapshot] = true
+			files, err := w.planner.Unpacked(ctx, snapshot)
+			if err != nil {
+				return nil, nil, fmt.Errorf("size of layer %s, unpacked: %w", blob, err)
+			}
+			sizes[blob] += files
 		}
 	}
 	for blob, sharing := range of {

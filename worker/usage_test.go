@@ -1,8 +1,10 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"maps"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -95,8 +97,8 @@ func newUsage(t *testing.T) *usage {
 	return u
 }
 
-// record has the cache manager make a record of a blob, of a layer of that DiffID.
-func (u *usage) record(blob digest.Digest, diffID string) {
+// record has the cache manager make a record of a blob, of a layer of that DiffID, and returns its snapshot's name.
+func (u *usage) record(blob digest.Digest, diffID string) (snapshot string) {
 	u.t.Helper()
 	ref, err := u.GetByBlob(u.t.Context(), ocispecs.Descriptor{
 		Digest: blob, MediaType: ocispecs.MediaTypeImageLayerGzip, Annotations: map[string]string{labels.LabelUncompressed: digest.FromString(diffID).String()},
@@ -109,6 +111,7 @@ func (u *usage) record(blob digest.Digest, diffID string) {
 			u.t.Error(err)
 		}
 	})
+	return ref.GetString(recordSnapshot)
 }
 
 // used returns the sum of what du shows.
@@ -199,4 +202,47 @@ func TestUsageWhileLayersGrow(t *testing.T) {
 	<-second // what it shows is the first one's, if it has waited for that
 	u.CacheMgr = u.Manager
 	u.wantUsed("after both", 200)
+}
+
+// The files of a layer that was unpacked below a lazy one count, with its blob, and once, also if a record of another blob has the same ones.
+func TestUsageOfUnpackedLayers(t *testing.T) {
+	u := newUsage(t)
+	ctx := t.Context()
+	data := []byte("compressed")
+	blob := digest.FromBytes(data)
+	if err := content.WriteBlob(ctx, u.ContentStore(), "blob", bytes.NewReader(data), ocispecs.Descriptor{Digest: blob, Size: int64(len(data))}); err != nil {
+		t.Fatal(err)
+	}
+	name := u.record(blob, "files")
+	u.wantUsed("before the layer is unpacked", int64(len(data)))
+
+	if err := u.planner.Prepare(ctx, "extract", ""); err != nil {
+		t.Fatal(err)
+	}
+	mountable, err := u.planner.Mounts(ctx, "extract")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, release, err := mountable.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(mounts[0].Source, "file"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.planner.Commit(ctx, name, "extract"); err != nil {
+		t.Fatal(err)
+	}
+	files, err := u.planner.Usage(ctx, name)
+	if err != nil || files.Size < 1<<20 {
+		t.Fatalf("a file of 1 MiB takes %d bytes, %v", files.Size, err)
+	}
+	u.wantUsed("with its files", int64(len(data))+files.Size)
+	if same := u.record(digest.FromString("compressed otherwise"), "files"); same != name {
+		t.Fatalf("the snapshots %s and %s of the same layer", name, same)
+	}
+	u.wantUsed("with another record of the same files", int64(len(data))+files.Size)
 }
