@@ -181,7 +181,7 @@ func readHosts(opt Options, hosts docker.RegistryHosts, passwords *passwords) fu
 					if by := passwords.authorizer(found[i], sessions); by != nil {
 						theirs = by
 					}
-					found[i].Authorizer = ended.authorizer(found[i].Host, sessions, theirs, nobodys[i].Authorizer)
+					found[i].Authorizer = ended.authorizer(found[i].Host, ref.Locator, sessions, theirs, nobodys[i].Authorizer)
 				}
 			}
 		}

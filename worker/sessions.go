@@ -37,7 +37,7 @@ const (
 	refused             // nobody's don't do
 )
 
-// endedSessions remembers what is left, by host and sessions.
+// endedSessions remembers what is left, by host, repository and sessions: what one repository refuses, another one of the same host may give to everybody.
 type endedSessions struct {
 	patience time.Duration
 
@@ -64,10 +64,10 @@ func (e *endedSessions) set(key string, l left) {
 	e.of[key] = l
 }
 
-// authorizer returns who authorizes for sessions that have ended, at a host: with their credentials, as long as BuildKit has some of them, and
-// then with nobody's.
-func (e *endedSessions) authorizer(host string, sessions []string, theirs, nobodys docker.Authorizer) docker.Authorizer {
-	return &endedAuthorizer{e, host + " " + strings.Join(sessions, " "), theirs, nobodys}
+// authorizer returns who authorizes for sessions that have ended, at a host, for a repository: with their credentials, as long as BuildKit has some
+// of them, and then with nobody's.
+func (e *endedSessions) authorizer(host, repository string, sessions []string, theirs, nobodys docker.Authorizer) docker.Authorizer {
+	return &endedAuthorizer{e, strings.Join(append([]string{host, repository}, sessions...), " "), theirs, nobodys}
 }
 
 // alive returns those of the sessions that haven't ended.

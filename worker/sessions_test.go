@@ -36,6 +36,7 @@ type tokenRegistry struct {
 	*httptest.Server
 	blob     []byte
 	public   bool
+	open     string       // a repository that is public, if the others aren't
 	life     int          // of tokens, in seconds
 	epoch    atomic.Int64 // tokens of an earlier one have expired
 	requests atomic.Int64
@@ -57,7 +58,7 @@ func (r *tokenRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 		user, password, _ := req.BasicAuth()
-		if user == "" && !r.public || user != "" && (user != "ann" || password != "hunter2") {
+		if user == "" && !r.public && req.FormValue("scope") != "repository:"+r.open+":pull" || user != "" && (user != "ann" || password != "hunter2") {
 			http.Error(w, "no", http.StatusUnauthorized)
 			return
 		}
@@ -65,7 +66,8 @@ func (r *tokenRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if req.Header.Get("Authorization") != "Bearer "+r.token() {
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:team/image:pull"`, r.URL))
+		repository, _, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/"), "/blobs/")
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="test",scope="repository:%s:pull"`, r.URL, repository))
 		http.Error(w, "no", http.StatusUnauthorized)
 		return
 	}
@@ -226,6 +228,50 @@ func TestReadsOutliveTheSession(t *testing.T) {
 	}
 }
 
+// What a private image refuses to those who have no credentials any more, a public one of the same host doesn't.
+func TestRefusalIsOfOneRepository(t *testing.T) {
+	t.Parallel()
+	reg := newTokenRegistry(t, false, 300)
+	reg.open = "team/public"
+	sm, err := session.NewManager()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, end := openSession(t, sm, &credentials{reg: reg})
+	kept := newPasswords(sm)
+	t.Cleanup(func() { kept.Close() })
+	hosts := readHosts(Options{Config: &bkconfig.Config{}, SessionManager: sm}, resolver.NewRegistryConfig(nil), kept)
+	read := func(repository string) error {
+		ref, err := reference.Parse(strings.TrimPrefix(reg.URL, "http://") + "/" + repository + ":v1")
+		if err != nil {
+			return err
+		}
+		b := blob.New(ref, digest.FromBytes(reg.blob), int64(len(reg.blob)),
+			func() ([]docker.RegistryHost, error) { return hosts(ref, []string{id}) }, blob.Options{RetryFor: 20 * time.Second})
+		body, err := b.Fetch(t.Context(), 10, 10)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		_, err = io.ReadAll(body)
+		return err
+	}
+	for _, repository := range []string{"team/private", "team/public"} {
+		if err := read(repository); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept.asking.Wait()
+	end()
+	reg.epoch.Add(1)
+	if err := read("team/private"); !errors.Is(err, errRefused) {
+		t.Errorf("of the private image: %v", err)
+	}
+	if err := read("team/public"); err != nil {
+		t.Errorf("of the public image: %v", err)
+	}
+}
+
 // A password that isn't good any more leaves what nobody's credentials allow.
 func TestPasswordThatIsRefused(t *testing.T) {
 	for name, public := range map[string]bool{"a public image": true, "a private image": false} {
@@ -246,7 +292,7 @@ func TestPasswordThatIsRefused(t *testing.T) {
 			b := blob.New(ref, digest.FromBytes(reg.blob), int64(len(reg.blob)), func() ([]docker.RegistryHost, error) {
 				h := host
 				nobodys := docker.NewDockerAuthorizer(docker.WithAuthClient(h.Client))
-				h.Authorizer = ended.authorizer(h.Host, []string{"s"}, kept.authorizer(h, []string{"s"}), nobodys)
+				h.Authorizer = ended.authorizer(h.Host, ref.Locator, []string{"s"}, kept.authorizer(h, []string{"s"}), nobodys)
 				return []docker.RegistryHost{h}, nil
 			}, blob.Options{RetryFor: 20 * time.Second})
 			body, err := b.Fetch(t.Context(), 10, 10)
