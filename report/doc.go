@@ -7,7 +7,8 @@
 // --metadata-file.
 //
 // It also tells those whom it concerns while a build runs: a read that waits for long is shown in the progress of the
-// step that has its layer ([Reporter.Waiting]), and reads become spans of that step ([Reporter.Missed]).
+// step that has its layer ([Reporter.Waiting]), and reads become spans of that step ([Reporter.Missed]). A step that
+// fails is told which of its layers could not be read ([Reporter.Denied]).
 //
 // Bytes are counted per layer, not per build: two builds that read the same
 // layer at the same time both see its bytes. All methods are safe for

@@ -66,8 +66,7 @@ type Reporter struct {
 	mu     sync.Mutex
 	layers map[digest.Digest]*layer
 	builds map[string][]*Account
-	known  []Base // which builds have used, oldest first
-	failed []failure
+	known  []Base  // which builds have used, oldest first
 	steps  []*Step // that run
 
 	watchers watchers
@@ -116,15 +115,6 @@ type Descriptor struct {
 	Size   int64 // bytes
 }
 
-type failure struct {
-	at     time.Time
-	digest digest.Digest
-	err    error
-}
-
-// keepFailures bounds the list of failed reads.
-const keepFailures = 64
-
 func (r *Reporter) layer(d digest.Digest) *layer {
 	if r.layers == nil {
 		r.layers = map[digest.Digest]*layer{}
@@ -146,34 +136,6 @@ func (r *Reporter) Fetched(d digest.Digest, n int64, wait time.Duration) {
 	l.wait += wait
 }
 
-// ReadFailed notes that a read of a lazy layer was given up.
-func (r *Reporter) ReadFailed(d digest.Digest, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(r.failed) == keepFailures {
-		r.failed = slices.Delete(r.failed, 0, 1)
-	}
-	r.failed = append(r.failed, failure{time.Now(), d, err})
-}
-
-// FailedSince returns the reads given up since t, one for each layer.
-func (r *Reporter) FailedSince(t time.Time) []error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var errs []error
-	seen := map[digest.Digest]bool{}
-	for _, f := range slices.Backward(r.failed) {
-		if f.at.Before(t) {
-			break
-		}
-		if !seen[f.digest] {
-			seen[f.digest] = true
-			errs = append(errs, f.err)
-		}
-	}
-	return errs
-}
-
 // Opened notes that the layer is mounted in a lazy format.
 func (r *Reporter) Opened(d digest.Digest, format string) {
 	r.mu.Lock()
@@ -182,12 +144,10 @@ func (r *Reporter) Opened(d digest.Digest, format string) {
 	l.mode, l.format, l.reason = Lazy, format, ""
 }
 
-// Pulled notes that the layer is pulled as a whole, and why. Reads of it that
-// failed have harmed nobody.
+// Pulled notes that the layer is pulled as a whole, and why.
 func (r *Reporter) Pulled(d digest.Digest, reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.failed = slices.DeleteFunc(r.failed, func(f failure) bool { return f.digest == d })
 	l := r.layer(d)
 	l.mode, l.format, l.reason = Eager, "", reason
 }

@@ -140,31 +140,33 @@ func TestModes(t *testing.T) {
 	r.Forget(c) // never met
 }
 
-func TestFailedSince(t *testing.T) {
+// A step is told of reads of its own layers, and of what nobody knows the layer of.
+func TestDenied(t *testing.T) {
 	var r Reporter
-	start := time.Now()
-	if errs := r.FailedSince(start); len(errs) != 0 {
-		t.Errorf("at first %v", errs)
+	step, other := r.BeginStep(t.Context()), r.BeginStep(t.Context())
+	defer step.End()
+	defer other.End()
+	step.Mounts([]digest.Digest{a, b})
+	other.Mounts([]digest.Digest{c})
+	for _, d := range []struct {
+		layer digest.Digest
+		why   string
+	}{{a, "a1"}, {b, "b1"}, {a, "a2"}, {c, "c1"}} {
+		r.Denied(d.layer, errors.New(d.why))
 	}
-	r.ReadFailed(a, errors.New("a1"))
-	r.ReadFailed(b, errors.New("b1"))
-	r.ReadFailed(a, errors.New("a2"))
-	if errs := r.FailedSince(start); fmt.Sprint(errs) != "[a2 b1]" {
-		t.Errorf("failed: %v; want the last one of each layer", errs)
+	if errs := step.Denied(time.Time{}); fmt.Sprint(errs) != "[a2 b1]" {
+		t.Errorf("denied: %v; want the last one of each of its layers", errs)
 	}
-	if errs := r.FailedSince(time.Now().Add(time.Minute)); len(errs) != 0 {
-		t.Errorf("failed in future: %v", errs)
+	if errs := other.Denied(time.Time{}); fmt.Sprint(errs) != "[c1]" {
+		t.Errorf("denied another step: %v", errs)
 	}
-	// A layer that is pulled instead has failed nobody.
-	r.Pulled(a, "it can't be mounted")
-	if errs := r.FailedSince(start); fmt.Sprint(errs) != "[b1]" {
-		t.Errorf("failed: %v", errs)
-	}
-	for i := range 3 * keepFailures {
-		r.ReadFailed(digest.FromString(fmt.Sprint(i)), errors.New("x"))
-	}
-	if n := len(r.FailedSince(start)); n != keepFailures {
-		t.Errorf("%d failures are kept", n)
+	time.Sleep(time.Millisecond)
+	since := time.Now()
+	r.Denied("", errors.New("too many open files"))
+	for _, s := range []*Step{step, other} {
+		if errs := s.Denied(since); fmt.Sprint(errs) != "[too many open files]" {
+			t.Errorf("denied since then: %v", errs)
+		}
 	}
 }
 
@@ -245,15 +247,18 @@ func TestConcurrentUse(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			s := fmt.Sprint("session", i%3)
+			step := r.BeginStep(t.Context())
+			defer step.End()
 			for range 50 {
 				build := r.Begin(s)
 				r.Use([]string{s}, Base{Ref: "i", Digest: manifest, Layers: layers})
 				r.Fetched(a, 1, time.Millisecond)
 				r.Opened(b, "estargz")
-				r.ReadFailed(b, errors.New("x"))
+				r.Denied(b, errors.New("x"))
 				r.Pulled(b, "y")
 				r.Forget(b)
-				_ = r.FailedSince(time.Now().Add(-time.Second))
+				step.Mounts([]digest.Digest{b})()
+				_ = step.Denied(time.Time{})
 				if got, ok := r.End(build); !ok || got.Fetched < 1 {
 					t.Errorf("report %+v", got)
 				}

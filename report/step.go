@@ -25,6 +25,16 @@ type Step struct {
 	watcher *watcher
 	misses  atomic.Int64
 	waited  atomic.Int64
+
+	mu     sync.Mutex
+	denied []denial // the last one of each layer, oldest first
+}
+
+// denial is why a read got EIO.
+type denial struct {
+	at    time.Time
+	layer digest.Digest
+	err   error
 }
 
 // BeginStep says that a step runs, whose progress and span ctx carries. The caller ends it. A frontend's container, or one that
@@ -76,6 +86,37 @@ func (s *Step) End() {
 			attribute.Float64("lazy.wait_seconds", time.Duration(s.waited.Load()).Seconds()),
 		)
 	}
+}
+
+// Denied notes why a read of a layer gets EIO, for the steps that run and have the layer, each of which may be who reads: for all, if the
+// layer is empty, as nobody can tell which it is.
+func (r *Reporter) Denied(layer digest.Digest, err error) {
+	r.mu.Lock()
+	steps := slices.Clone(r.steps)
+	r.mu.Unlock()
+	if layer != "" {
+		steps = r.watchers.having(layer, steps)
+	}
+	for _, s := range steps {
+		s.mu.Lock()
+		s.denied = slices.DeleteFunc(s.denied, func(d denial) bool { return d.layer == layer })
+		s.denied = append(s.denied, denial{time.Now(), layer, err})
+		s.mu.Unlock()
+	}
+}
+
+// Denied returns why reads of the step's layers have got EIO since then, also those that somebody else has made meanwhile: the last one of each layer,
+// newest first.
+func (s *Step) Denied(since time.Time) (errs []error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range slices.Backward(s.denied) {
+		if d.at.Before(since) {
+			break
+		}
+		errs = append(errs, d.err)
+	}
+	return errs
 }
 
 // Missed notes that a read of n bytes at off of a layer's data had to wait, and how that ended. It becomes a span below

@@ -7,7 +7,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
@@ -44,7 +43,7 @@ const mountsPerLayer = 2
 // A read that the kernel refuses before anybody knows of which layer is told of; that of a layer that is gone isn't.
 func TestDeniedOfNoLayer(t *testing.T) {
 	var told []error
-	e := &engine{opt: Options{Blob: blob.Options{Failed: func(layer digest.Digest, err error) {
+	e := &engine{opt: Options{Watch: Watch{Denied: func(layer digest.Digest, err error) {
 		if layer != "" {
 			t.Errorf("told of layer %s", layer)
 		}

@@ -393,8 +393,8 @@ func (e *engine) denied(target string, err error) {
 	case target != "" || errors.Is(err, erofs.ErrUnmounted):
 		return // of what is gone
 	}
-	if e.opt.Blob.Failed != nil && !errors.Is(err, errUnmounted) {
-		e.opt.Blob.Failed(layer, err)
+	if e.opt.Watch.Denied != nil && !errors.Is(err, errUnmounted) {
+		e.opt.Watch.Denied(layer, err)
 	}
 }
 

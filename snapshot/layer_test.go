@@ -144,17 +144,19 @@ func (r *registry) labels(target string, l testLayer) map[string]string {
 
 // options reads from the registry by its name.
 func (r *registry) options(door string) Options {
+	told := func(_ digest.Digest, err error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.errs = append(r.errs, err)
+	}
 	return Options{
 		Door: door,
 		Hosts: func(ref reference.Spec, _ []string) ([]docker.RegistryHost, error) {
 			return []docker.RegistryHost{{Client: r.Client(), Scheme: "http", Host: ref.Hostname(), Path: "/v2"}}, nil
 		},
-		Blob: blob.Options{Failed: func(_ digest.Digest, err error) {
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.errs = append(r.errs, err)
-		}},
-		Fill: fill.SchedulerOptions{Room: func(int64) bool { return true }}, // however full the disk is
+		Blob:  blob.Options{Failed: told},
+		Watch: Watch{Denied: told},
+		Fill:  fill.SchedulerOptions{Room: func(int64) bool { return true }}, // however full the disk is
 	}
 }
 

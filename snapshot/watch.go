@@ -23,6 +23,8 @@ import (
 type Watch struct {
 	// Missed is told of a read that had to wait for bytes, when the wait is over.
 	Missed func(layer digest.Digest, m fill.Miss)
+	// Denied is told why a read gets EIO, before it does. The layer is empty if nobody can tell which it is of.
+	Denied func(layer digest.Digest, err error)
 	// Slow is told of a read that has waited for fill.SchedulerOptions.SlowAfter and still does, also of one of a table of contents. What it returns, if
 	// that isn't nil, is called when the wait is over.
 	Slow func(SlowRead) (over func())

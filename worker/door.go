@@ -191,7 +191,7 @@ func readHosts(opt Options, hosts docker.RegistryHosts, passwords *passwords) fu
 }
 
 func blobOptions(opt Options, rep *report.Reporter) blob.Options {
-	return blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched, Failed: rep.ReadFailed}
+	return blob.Options{RetryFor: opt.Lazy.FetchTimeout, Fetched: rep.Fetched}
 }
 
 // noticeStore logs what the store of lazy layers has mended, or could not do in the background.

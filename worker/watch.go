@@ -37,6 +37,7 @@ func watch(meter metric.Meter, rep *report.Reporter) (snapshot.Watch, error) {
 			waits.Record(context.Background(), m.Waited.Seconds())
 			rep.Missed(layer, m.Off, m.Bytes, m.Start, m.Waited, m.Err)
 		},
+		Denied: rep.Denied,
 		Slow: func(r snapshot.SlowRead) func() {
 			return rep.Waiting(r.Layer, r.Since, func() string {
 				why := r.Why()

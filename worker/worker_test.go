@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/config"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/report"
 	"github.com/buildkitd-lazy/buildkitd-lazy/snapshot"
 )
@@ -202,14 +203,23 @@ func TestStateDirectory(t *testing.T) {
 	says(t, err, "state directory", file)
 }
 
-// failing runs nothing: a lazy read fails meanwhile, if it's told so.
+// failing runs nothing in a container: a lazy read fails meanwhile, if it's told so, and something is executed there.
 type failing struct {
 	bkexecutor.Executor
 	err  error
 	read func()
+	exec func() // in the container
 }
 
-func (f failing) Run(context.Context, string, bkexecutor.Mount, []bkexecutor.Mount, bkexecutor.ProcessInfo, chan<- struct{}) (resourcestypes.Recorder, error) {
+func (f failing) Run(ctx context.Context, _ string, rootfs bkexecutor.Mount, _ []bkexecutor.Mount, _ bkexecutor.ProcessInfo, _ chan<- struct{}) (resourcestypes.Recorder, error) {
+	ref, err := rootfs.Src.Mount(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := ref.Mount(); err != nil {
+		return nil, err
+	}
+	f.exec()
 	f.read()
 	return nil, f.err
 }
@@ -221,47 +231,55 @@ func (f failing) Exec(context.Context, string, bkexecutor.ProcessInfo) error {
 
 func TestExecutorExplains(t *testing.T) {
 	exit := fmt.Errorf("process failed: %w", &gatewayapi.ExitError{ExitCode: 5})
-	var rep report.Reporter
-	rep.ReadFailed(digest.FromString("old"), errors.New("an earlier step's trouble"))
-	time.Sleep(time.Millisecond)
+	gone := errors.New("503 of the registry")
+	own, anothers := digest.FromString("own"), digest.FromString("another's")
+	at := func(dir string) (digest.Digest, bool) { return own, dir == "/snapshots/1/fs" }
 	for name, c := range map[string]struct {
-		err  error
-		read error
+		err      error
+		layer    digest.Digest // that could not be read
+		explains bool
 	}{
-		"fine":                     {nil, nil},
-		"fine in spite of a read":  {nil, errors.New("503 of the registry")},
-		"failed by itself":         {exit, nil},
-		"failed because of a read": {exit, errors.New("503 of the registry")},
+		"fine":                    {nil, "", false},
+		"fine in spite of a read": {nil, own, false},
+		"failed by itself":        {exit, "", false},
+		"failed by itself, while a layer of another build could not be read": {exit, anothers, false},
+		"failed because of a read": {exit, own, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := &executor{reporter: &rep, Executor: failing{err: c.err, read: func() {
-				if c.read != nil {
-					rep.ReadFailed(digest.FromString("layer"), c.read)
+			var rep report.Reporter
+			f := &failing{err: c.err, read: func() {
+				if c.layer != "" {
+					rep.Denied(c.layer, gone)
 				}
-			}}}
-			_, run := e.Run(t.Context(), "", bkexecutor.Mount{}, nil, bkexecutor.ProcessInfo{}, nil)
-			exec := e.Exec(t.Context(), "", bkexecutor.ProcessInfo{})
-			for _, err := range []error{run, exec} {
+			}}
+			e := &executor{reporter: &rep, Executor: f, layerAt: at, expect: func(string, []fill.Expected) {}}
+			var exec, ended error
+			f.exec = func() {
+				exec = e.Exec(t.Context(), "container", bkexecutor.ProcessInfo{})
+				time.Sleep(time.Millisecond)
+				f.read = func() {}
+				ended = e.Exec(t.Context(), "container", bkexecutor.ProcessInfo{})
+			}
+			_, run := e.Run(t.Context(), "container", bkexecutor.Mount{Src: mounted{{Type: "bind", Source: "/snapshots/1/fs"}}}, nil, bkexecutor.ProcessInfo{}, nil)
+			for who, err := range map[string]error{"the container": run, "what was executed in it": exec, "what was executed afterwards": ended} {
 				if (err == nil) != (c.err == nil) {
-					t.Fatalf("error %v", err)
+					t.Fatalf("%s: error %v", who, err)
 				}
 				if err == nil {
 					continue
 				}
 				if inner, ok := errors.AsType[*gatewayapi.ExitError](err); !ok || inner.ExitCode != 5 {
-					t.Errorf("the exit code is lost in %q", err)
+					t.Errorf("%s: the exit code is lost in %q", who, err)
 				}
-				if c.read == nil && err != c.err { //nolint:errorlint // the very same
-					t.Errorf("error %q", err)
-				}
-				if c.read != nil {
-					says(t, err, "lazy layers could not be read", c.read.Error(), c.err.Error())
-				}
-				if strings.Contains(err.Error(), "earlier") {
-					t.Errorf("another step's trouble in %q", err)
+				if c.explains && who != "what was executed afterwards" {
+					says(t, err, "lazy layers could not be read", gone.Error(), c.err.Error())
+				} else if err != c.err { //nolint:errorlint // the very same
+					t.Errorf("%s: error %q", who, err)
 				}
 			}
+			if len(e.running) > 0 {
+				t.Errorf("containers that still run: %v", e.running)
+			}
 		})
-		time.Sleep(time.Millisecond)
 	}
 }
