@@ -326,7 +326,7 @@ func (e *engine) rest() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range e.layers {
-		if s.opened() {
+		if s.refs > 0 && s.opened() { // the store may have let go of the tree of one that is being closed
 			s.held.Model().Rest()
 		}
 	}
