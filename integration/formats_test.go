@@ -381,6 +381,34 @@ func TestOCILayoutContext(t *testing.T) {
 	}
 }
 
+// TestOCILayoutOfAMountedImage builds from an OCI layout whose layers are mounted from a registry, and from nowhere else: what is missing is read there.
+func TestOCILayoutOfAMountedImage(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	img, dgst := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	dir := t.TempDir()
+	path, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := path.AppendImage(img); err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"6s\"\n"})
+	reads := func(from string, i uint64, more client.Solve) {
+		t.Helper()
+		more.Dockerfile = fmt.Sprintf("FROM %s\nRUN sha256sum /big/%d\n", from, i)
+		reg.Log.Reset()
+		res := build(t, d, more)
+		wantContains(t, "output", res.Output(), digest.FromString(noise(i, 1<<20)).Encoded())
+		if blobsRead(t, reg, img) == 0 {
+			t.Errorf("nothing was read from the registry for a step from %s", from)
+		}
+	}
+	reads(reg.Ref("base:1"), 0, client.Solve{})
+	reads("base", 12, client.Solve{OCILayouts: []string{"store=" + dir}, Args: []string{"--opt=context:base=oci-layout://store@" + dgst.String()}})
+	reads(reg.Ref("base:1"), 15, client.Solve{})
+}
+
 // TestManyLayers has more layers than a label can name.
 func TestManyLayers(t *testing.T) { eachDoor(t, testManyLayers) }
 

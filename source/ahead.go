@@ -21,6 +21,7 @@ func (s *Source) LookAhead(ctx context.Context, id *containerimage.ImageIdentifi
 		return // there may be none; the build will say so
 	}
 	p := newPlan(id.Reference.String(), root, layers, nil, "")
+	p.registry = true
 	for n := range p.layers {
 		if p.layers[n].eager() == "" {
 			sn.opt.LookAhead(p.labels(n), sessions)

@@ -151,16 +151,21 @@ func stringOf(item *metadata.StorageItem, key string) string {
 	return s
 }
 
-// Handlers returns how to fetch the blobs, false if that's not known of one.
+// Handlers returns how to fetch the blobs, false if that's not known of one. A client is asked for what no registry is known to have: it may be gone.
 func (s *Snapshotter) Handlers(blobs []digest.Digest) (cache.DescHandlers, bool) {
-	found := s.plans.handlers(blobs)
+	found, clients := s.plans.handlers(blobs)
 	for _, blob := range blobs {
-		if found[blob] == nil {
-			from, ok := s.origins.get(blob)
-			if !ok || s.opt.Registry == nil {
-				return nil, false
-			}
+		if found[blob] != nil {
+			continue
+		}
+		from, ok := s.origins.get(blob)
+		switch {
+		case ok && s.opt.Registry != nil:
 			found[blob] = from.handler(s.opt)
+		case clients[blob] != nil:
+			found[blob] = clients[blob]
+		default:
+			return nil, false
 		}
 	}
 	return found, true

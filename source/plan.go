@@ -78,8 +78,11 @@ func (p *plan) labels(i int) map[string]string {
 	l := &p.layers[i]
 	labels := map[string]string{
 		labelPlan:            p.id,
-		snapshot.LabelRef:    p.ref,
 		snapshot.LabelDigest: l.desc.Digest.String(),
+	}
+	if p.registry {
+		// What BuildKit calls an OCI layout looks like an image of Docker Hub's: a layer that is mounted from a registry would be read there.
+		labels[snapshot.LabelRef] = p.ref
 	}
 	if l.eager() != "" {
 		return labels
@@ -205,22 +208,26 @@ func (ps *plans) get(id string) *plan {
 	return ps.byID[id]
 }
 
-// handlers returns the newest known handlers of the blobs, as far as there are any.
-func (ps *plans) handlers(blobs []digest.Digest) cache.DescHandlers {
+// handlers returns the newest known handlers of the blobs, as far as there are any: those that read a registry, and those that read through a client.
+func (ps *plans) handlers(blobs []digest.Digest) (registry, client cache.DescHandlers) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	found := cache.DescHandlers{}
+	registry, client = cache.DescHandlers{}, cache.DescHandlers{}
 	for _, id := range slices.Backward(ps.ids) {
 		p := ps.byID[id]
+		found := client
+		if p.registry {
+			found = registry
+		}
 		for i := range p.layers {
 			l := &p.layers[i]
 			if _, ok := found[l.desc.Digest]; !ok && l.handler != nil && slices.Contains(blobs, l.desc.Digest) {
 				found[l.desc.Digest] = l.handler
 			}
 		}
-		if len(found) == len(blobs) {
+		if len(registry) == len(blobs) {
 			break
 		}
 	}
-	return found
+	return registry, client
 }

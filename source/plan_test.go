@@ -6,8 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	ctdlabels "github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/moby/buildkit/cache"
+	"github.com/moby/buildkit/session"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -29,7 +31,9 @@ func eager(name string) ocispecs.Descriptor {
 }
 
 func planOf(layers ...ocispecs.Descriptor) *plan {
-	return newPlan("registry.test/image:v1", digest.FromString("manifest"), layers, map[digest.Digest]*cache.DescHandler{}, "")
+	p := newPlan("registry.test/image:v1", digest.FromString("manifest"), layers, map[digest.Digest]*cache.DescHandler{}, "")
+	p.registry = true
+	return p
 }
 
 func TestReasons(t *testing.T) {
@@ -102,6 +106,11 @@ func TestLabels(t *testing.T) {
 	if got := p.labels(1)[snapshot.LabelLayers]; got != b {
 		t.Errorf("layers %q", got)
 	}
+	// A client's layout is nowhere to read from.
+	p.registry = false
+	if l := p.labels(1); l[snapshot.LabelRef] != "" || l[snapshot.LabelDigest] != b {
+		t.Errorf("of a layout: labels %v", l)
+	}
 }
 
 // However many layers there are, containerd takes the labels, and the same number
@@ -164,25 +173,29 @@ func TestPlansForgetTheOldest(t *testing.T) {
 	}
 }
 
-// Handlers of all images that are remembered are found, the newest first; all or none.
+// Handlers of all images that are remembered are found, the newest first, those of registries before those of clients; all or none.
 func TestHandlers(t *testing.T) {
 	var ps plans
-	of := func(ref string, names ...string) {
+	of := func(ref string, registry bool, names ...string) {
 		handlers := map[digest.Digest]*cache.DescHandler{}
 		var layers []ocispecs.Descriptor
 		for _, n := range names {
 			layers = append(layers, lazy(n))
 			handlers[digest.FromString(n)] = &cache.DescHandler{Ref: ref}
 		}
-		ps.add(newPlan(ref, digest.FromString(ref), layers, handlers, ""))
+		p := newPlan(ref, digest.FromString(ref), layers, handlers, "")
+		p.registry = registry
+		ps.add(p)
 	}
-	of("one", "a", "b")
-	of("two", "b", "c")
-	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
-	s := &Snapshotter{}
+	of("one", true, "a", "b")
+	of("two", true, "b", "c")
+	of("layout", false, "c", "d", "e")
+	a, b, c, d, e := digest.FromString("a"), digest.FromString("b"), digest.FromString("c"), digest.FromString("d"), digest.FromString("e")
+	s := &Snapshotter{opt: SnapshotterOptions{Registry: func(string) func(session.Group) content.Provider { return nil }}}
 	s.plans.byID, s.plans.ids = ps.byID, ps.ids
-	got, ok := s.Handlers([]digest.Digest{a, b, c})
-	if !ok || got[a].Ref != "one" || got[b].Ref != "two" || got[c].Ref != "two" {
+	s.origins.add(origin{Ref: "earlier", Desc: lazy("d")})
+	got, ok := s.Handlers([]digest.Digest{a, b, c, d, e})
+	if !ok || got[a].Ref != "one" || got[b].Ref != "two" || got[c].Ref != "two" || got[d].Ref != "earlier" || got[e].Ref != "layout" {
 		t.Errorf("handlers %v, %t", got, ok)
 	}
 	if got, ok := s.Handlers([]digest.Digest{a, digest.FromString("z")}); ok {

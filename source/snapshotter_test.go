@@ -75,7 +75,7 @@ func newBench(t *testing.T, names ...string) *bench {
 		}
 	}
 	b.plan = newPlan("registry.test/image:v1", digest.FromString("manifest"), descs, handlers, "")
-	b.plan.progress = progressLog{b}
+	b.plan.registry, b.plan.progress = true, progressLog{b}
 	for i := range b.plan.layers {
 		l := &b.plan.layers[i]
 		l.handler.Provider = l.provider(l.handler.Provider, b.rep)

@@ -35,7 +35,6 @@ func newStreamed(t *testing.T) *streamed {
 	l := &s.plan.layers[0]
 	l.desc.Digest, l.desc.Size = digest.FromBytes(s.blob), int64(len(s.blob))
 	s.desc = l.desc
-	s.plan.registry = true
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.hits++
 		p := s.blob
