@@ -100,6 +100,42 @@ func testTokenExpiresDuringRUN(t *testing.T) {
 	}
 }
 
+// TestAnotherBuildEnds has a build that is FROM the same layers begin and end in the middle of another one's step, which reads on with its own session when
+// the tokens have expired, and from its own registry when the other build's is gone.
+func TestAnotherBuildEnds(t *testing.T) {
+	for _, name := range []string{"same registry", "another registry"} {
+		t.Run(name, func(t *testing.T) {
+			reg, env := privateRegistry(t, registry.Token)
+			big := bigLayer(t, 16<<20)
+			push(t, reg, "base:1", busybox(t, big), baseimage.EStargz)
+			second, opt := reg, daemon.Options{Config: plainHTTP(reg)}
+			if name != "same registry" {
+				second = startRegistry(t, registry.Options{})
+				opt.Config += plainHTTP(second)
+			}
+			// Of the same image, BuildKit would take the two FROM for one.
+			push(t, second, "other:1", busybox(t, big, layer(t, "top", baseimage.File("top", "t"))), baseimage.EStargz)
+			opt.Config += "[lazy]\nfetch-timeout = \"6s\"\n"
+			d := startDaemon(t, opt)
+			other := reg.OnSignal("other", func(*http.Request) string {
+				s := client.Solve{Dockerfile: "FROM " + second.Ref("other:1") + "\nRUN sha256sum /big/7\n", Env: env}
+				if res, err := (client.Buildctl{Addr: d.Addr}).Build(t.Context(), s); err != nil || res.Err != "" {
+					t.Errorf("the other build: %v, %+v", err, res)
+				}
+				if second == reg {
+					reg.RevokeTokens()
+				} else if err := second.Close(); err != nil {
+					t.Error(err)
+				}
+				return ""
+			})
+			res := build(t, d, client.Solve{Env: env,
+				Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN sha256sum /big/0 && wget -q -O /dev/null " + other + " && sha256sum /big/12\n"})
+			wantContains(t, "output", res.Output(), digest.FromString(noise(0, 1<<20)).Encoded(), digest.FromString(noise(12, 1<<20)).Encoded())
+		})
+	}
+}
+
 // TestMirror reads lazily from a mirror.
 func TestMirror(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})

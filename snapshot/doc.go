@@ -13,6 +13,7 @@
 // mount. What readers miss, package fill fetches through package blob, and package store keeps. Mounts end with Close;
 // what a killed daemon left behind is unmounted by the next New, and snapshots that it hadn't finished making are set aside (interrupted.go).
 //
+// A layer's blob is read from the repository that a build has named for it last, and where that fails from those that builds before have (repositories.go).
 // What a layer is missing and another one has in the store, though nobody uses that, is copied from there (sources.go).
 //
 // Snapshots outlive the process. New mounts none of them: a layer is mounted again when somebody uses it, which needs no

@@ -209,8 +209,8 @@ func (e *engine) releaseAhead(s *served) error {
 	return e.release(s)
 }
 
-// acquire returns a layer, which is being opened or is open, and which the caller releases. It reads where src says
-// from now on. A layer that is being closed is waited for: two of it would have the same files.
+// acquire returns a layer, which is being opened or is open, and which the caller releases. It is read first where src
+// says from now on. A layer that is being closed is waited for: two of it would have the same files.
 func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*served, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -234,11 +234,12 @@ func (e *engine) acquire(ctx context.Context, src layerSource, key store.Key) (*
 		s = &served{key: key, engine: e, ready: make(chan struct{}), gone: make(chan struct{})}
 		ctx, cancel := context.WithCancelCause(trace.ContextWithSpan(e.ctx, trace.SpanFromContext(ctx)))
 		s.cancel = cancel
+		s.repos.hosts, s.repos.opt = e.opt.Hosts, s.watchBlob(e.opt.Blob)
+		s.repos.name(src) // before it is opened
 		e.layers[key] = s
-		s.readFrom(src) // before it is opened
 		e.wg.Go(func() { e.open(ctx, s) })
 	} else {
-		s.readFrom(src)
+		s.repos.name(src)
 	}
 	if len(src.above) > 0 {
 		s.above = src.above
@@ -354,7 +355,7 @@ func (e *engine) Check(_ context.Context, mountpoint string, labels map[string]s
 		return fmt.Errorf("%s is not mounted", mountpoint)
 	}
 	if src, err := parseLabels(labels); err == nil && len(src.sessions) > 0 {
-		s.readFrom(src)
+		s.repos.name(src)
 	}
 	if d, ok := s.door.(warmer); ok {
 		d.Warm()

@@ -43,9 +43,7 @@ func tocImage(ref reference.Spec) (reference.Spec, error) {
 // externalTOC fetches the layer's table of contents from where it is kept, as a gzip'ed tar. That it is the right one is for
 // the caller to see, by its digest.
 func (s *served) externalTOC(ctx context.Context) ([]byte, error) {
-	s.blobMu.Lock()
-	src := s.src
-	s.blobMu.Unlock()
+	src := s.repos.first().src
 	hosts := func() ([]docker.RegistryHost, error) { return s.engine.opt.Hosts(src.ref, src.sessions) }
 	return externalTOC(ctx, src.ref, s.key.Blob, hosts, blob.Options{RetryFor: s.engine.opt.Blob.RetryFor})
 }

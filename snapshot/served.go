@@ -11,10 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"sort"
-	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
@@ -44,11 +42,7 @@ type served struct {
 	filler  *fill.Filler
 	door    doorMount
 
-	blobMu sync.Mutex
-	src    layerSource  // named last
-	blob   *blob.Reader // of its repository
-	inUse  bool         // too late for the layer to be pulled
-
+	repos  repositories
 	counts counts
 
 	// Guarded by engine.mu.
@@ -67,47 +61,19 @@ func (s *served) opened() bool {
 	}
 }
 
-// readFrom makes the layer read from the repository that src names, with its credentials.
-func (s *served) readFrom(src layerSource) {
-	e := s.engine
-	hosts := func() ([]docker.RegistryHost, error) { return e.opt.Hosts(src.ref, src.sessions) }
-	s.blobMu.Lock()
-	defer s.blobMu.Unlock()
-	s.src = src
-	if s.blob != nil && s.blob.Repository() == src.ref.Locator {
-		s.blob.SetHosts(hosts)
-		return
-	}
-	s.blob = blob.New(src.ref, s.key.Blob, src.sizes[s.key.Blob], hosts, s.watchBlob(e.opt.Blob))
-	if s.inUse {
-		s.blob.AcceptWhole()
-	}
-}
-
-// use says that the layer is mounted: from now on it's read at any cost.
-func (s *served) use() {
-	s.blobMu.Lock()
-	defer s.blobMu.Unlock()
-	s.inUse = true
-	s.blob.AcceptWhole()
-}
-
-func (s *served) reader() *blob.Reader {
-	s.blobMu.Lock()
-	defer s.blobMu.Unlock()
-	return s.blob
-}
+// reader reads from the repository that is asked first.
+func (s *served) reader() *blob.Reader { return s.repos.first().blob }
 
 // Fetch implements fill.Fetcher.
 func (s *served) Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	body, err := s.tail.before(localFirst{s.reader(), s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
+	body, err := s.tail.before(localFirst{&s.repos, s.key.Blob, s.engine.opt.Local}).Fetch(ctx, off, n)
 	s.from(body)
 	return body, err
 }
 
 // Refetch implements fill.Refetcher: what was kept may be what is corrupt.
 func (s *served) Refetch(ctx context.Context, off, n int64, from string) (io.ReadCloser, error) {
-	body, err := s.reader().Refetch(ctx, off, n, from)
+	body, err := s.repos.Refetch(ctx, off, n, from)
 	s.from(body)
 	return body, err
 }
@@ -164,16 +130,14 @@ func (s *served) open(ctx context.Context) (err error) {
 		return err
 	}
 	if s.door, err = e.door.mount(s, s.target); err == nil {
-		s.use()
+		s.repos.use()
 	}
 	return err
 }
 
 // format returns what the blob is, as the image says that was named last.
 func (s *served) format() (format, error) {
-	s.blobMu.Lock()
-	defer s.blobMu.Unlock()
-	return parseFormat(s.src.formats[s.key.Blob.String()])
+	return parseFormat(s.repos.first().src.formats[s.key.Blob.String()])
 }
 
 // upTo returns where the data ends that is in a layer's blob before an offset.

@@ -66,7 +66,4 @@ func (h headed) Read(p []byte) (int, error) { return h.all.Read(p) }
 func (h headed) Source() string { return sourceOf(h.ReadCloser) }
 
 // Whole tells package fill.
-func (h headed) Whole() bool {
-	b, ok := h.ReadCloser.(interface{ Whole() bool })
-	return ok && b.Whole()
-}
+func (h headed) Whole() bool { return isWhole(h.ReadCloser) }

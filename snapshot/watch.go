@@ -202,6 +202,12 @@ func (s *served) from(body io.ReadCloser) {
 	}
 }
 
+// isWhole reports whether a body is cut out of a whole blob: see blob.Reader.
+func isWhole(body io.Reader) bool {
+	b, ok := body.(interface{ Whole() bool })
+	return ok && b.Whole()
+}
+
 // sourceOf returns who sends a body, "" if it isn't a blob.Reader's.
 func sourceOf(body io.Reader) string {
 	if src, ok := body.(interface{ Source() string }); ok {
