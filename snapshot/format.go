@@ -52,6 +52,7 @@ func formatsOf(labels map[string]string, suffix string) map[string]string {
 
 // A table is what a format has made of a layer's table of contents.
 type table struct {
+	format   string // FormatEStargz or FormatZstdChunked
 	layer    *layer.Layer
 	packed   []byte // the table, compressed, as the store keeps it
 	end      int64  // of the frames in the blob
@@ -115,12 +116,12 @@ func ofEStargz(b *estargz.Blob, err error) (table, error) {
 	if err != nil {
 		return table{}, err
 	}
-	return table{b.Layer, b.TOC, b.End, b.Prefetch}, nil
+	return table{FormatEStargz, b.Layer, b.TOC, b.End, b.Prefetch}, nil
 }
 
 func ofZstdChunked(b *zstdchunked.Blob, err error) (table, error) {
 	if err != nil {
 		return table{}, err
 	}
-	return table{b.Layer, b.TOC, b.End, b.Prefetch}, nil
+	return table{FormatZstdChunked, b.Layer, b.TOC, b.End, b.Prefetch}, nil
 }

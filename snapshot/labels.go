@@ -62,15 +62,19 @@ func parseLabels(labels map[string]string) (layerSource, error) {
 	if src.ref, err = reference.Parse(labels[LabelRef+now]); err != nil {
 		return src, fmt.Errorf("label %s: %w", LabelRef, err)
 	}
-	src.formats = formatsOf(labels, now)
-	sizes, tocs := strings.Split(labels[LabelSizes+now], ","), strings.Split(labels[LabelTOCs+now], ",")
-	for i, l := range strings.Split(labels[LabelLayers+now], ",") {
+	lists := now
+	if labels[LabelLayers+now] == "" {
+		lists = "" // the build would have pulled the layer: it only says where that is
+	}
+	src.formats = formatsOf(labels, lists)
+	sizes, tocs := strings.Split(labels[LabelSizes+lists], ","), strings.Split(labels[LabelTOCs+lists], ",")
+	for i, l := range strings.Split(labels[LabelLayers+lists], ",") {
 		d, err := digest.Parse(l)
 		if err != nil {
 			continue // only hints
 		}
 		src.sizes[d] = 0
-		if i < len(tocs) && d != src.digest {
+		if i < len(tocs) && d != src.digest && lists == now { // else they needn't be in that image
 			if toc, err := digest.Parse(tocs[i]); err == nil {
 				src.above = append(src.above, store.Key{Blob: d, TOC: toc})
 			}

@@ -86,6 +86,15 @@ func TestPresentImage(t *testing.T) {
 			t.Errorf("%s: %+v, %v, want %s with %s above", name, src, err, tc.want, tc.above)
 		}
 	}
+
+	// An image whose layers are pulled says where the layer is, and nothing of those above it.
+	labels := image("", "first.test/image:v1", a, above)
+	labels[LabelFormats] = FormatZstdChunked + "," + FormatZstdChunked
+	labels[LabelRef+".x"], labels[LabelDigest+".x"] = "second.test/image:v1", a
+	src, err := parseLabels(labels)
+	if err != nil || src.ref.Locator != "second.test/image" || len(src.above) > 0 || src.sizes[digest.Digest(a)] != 1 || src.formats[a] != FormatZstdChunked {
+		t.Errorf("an image that is pulled: %+v, %v", src, err)
+	}
 }
 
 func TestSessions(t *testing.T) {

@@ -43,10 +43,7 @@ func Peek(ctx context.Context, from io.ReaderAt, desc ocispecs.Descriptor, toc d
 	})
 	switch {
 	case err == nil:
-		if f.name == "" {
-			f.name = FormatEStargz
-		}
-		return Contents{Format: f.name, Layer: t.layer, Size: int64(len(t.packed)), Prefetch: t.prefetch}, nil
+		return Contents{Format: t.format, Layer: t.layer, Size: int64(len(t.packed)), Prefetch: t.prefetch}, nil
 	case ctx.Err() != nil:
 		return Contents{}, context.Cause(ctx)
 	}

@@ -3,6 +3,8 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,6 +19,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	cerrdefs "github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/zstdchunked"
 )
 
 // reopenable is a snapshotter that a test closes and opens again.
@@ -352,6 +356,41 @@ func TestUsageAndRemoval(t *testing.T) {
 		remove("two", "below")
 		if left := r.Layers(); len(left) > 0 {
 			t.Errorf("left in the store: %v", left)
+		}
+	})
+}
+
+// A layer is mounted once more, from the store or from the registry, by a build that would have pulled it, whose labels say where it is and nothing else.
+func TestRestartBeforeABuildThatPulls(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		content := random(300_000)
+		l, plain, headers := podmanLayer(t, map[string][]byte{"file": content})
+		reg := newRegistry(t, nil, l)
+		r := newReopenable(t, reg.options(door))
+		labels := reg.labels("base", l)
+		labels[LabelFormats] = FormatLabel(zstdchunked.Position{})
+		if _, err := r.Prepare(t.Context(), "key", "", snapshots.WithLabels(labels)); !cerrdefs.IsAlreadyExists(err) {
+			t.Fatal(err)
+		}
+		for key, meanwhile := range map[string]func(){
+			"kept": nil,
+			"lost": func() {
+				if err := os.RemoveAll(filepath.Join(r.root, "store")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		} {
+			r.reopen(meanwhile)
+			r.build("base", key, map[string]string{LabelRef: labels[LabelRef], LabelDigest: labels[LabelDigest]})
+			r.in("in-"+key, "base", func(dir string) error { wantFile(t, dir, "file", content); return nil })
+			tr, _, err := r.Tar(t.Context(), labels, nil, headers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(tr)
+			if err := errors.Join(err, tr.Close()); err != nil || !bytes.Equal(got, plain) {
+				t.Errorf("%s: a tar of %d bytes, want %d: %v", key, len(got), len(plain), err)
+			}
 		}
 	})
 }

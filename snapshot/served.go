@@ -34,6 +34,7 @@ type served struct {
 	// Written by open, before ready is closed.
 	ready   chan struct{}
 	err     error
+	format  string // FormatEStargz or FormatZstdChunked
 	target  string // where the door has it
 	implied []string
 	tail    tail
@@ -112,7 +113,7 @@ func (s *served) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.full = parsed.layer
+	s.full, s.format = parsed.layer, parsed.format
 	defer func() {
 		s.full = nil
 		model.Rest()
@@ -135,11 +136,6 @@ func (s *served) open(ctx context.Context) (err error) {
 	return err
 }
 
-// format returns what the blob is, as the image says that was named last.
-func (s *served) format() (format, error) {
-	return parseFormat(s.repos.first().src.formats[s.key.Blob.String()])
-}
-
 // upTo returns where the data ends that is in a layer's blob before an offset.
 func upTo(l *layer.Layer, offset int64) int64 {
 	n := sort.Search(len(l.Frames), func(i int) bool { return l.Frames[i].Offset >= offset })
@@ -153,17 +149,13 @@ func upTo(l *layer.Layer, offset int64) int64 {
 // contents returns the layer's metadata, and holds the layer in the store.
 func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 	e := s.engine
-	f, err := s.format()
-	if err != nil {
-		return table{}, err
-	}
 	held, err := e.store.Acquire(s.key)
 	if err == nil {
 		s.held = held
 		kept, err := held.TOC()
 		if err == nil && len(kept) > 8 {
 			turn.take(ctx)
-			t, perr := f.parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), s.key.TOC)
+			t, perr := formatOf(kept[8:]).parse(kept[8:], int64(binary.BigEndian.Uint64(kept)), s.key.TOC)
 			if perr == nil {
 				return t, nil
 			}
@@ -175,6 +167,10 @@ func (s *served) contents(ctx context.Context, turn *turn) (table, error) {
 		held.Release() // its table of contents is fetched again
 		s.held = nil
 	} else if !errors.Is(err, fs.ErrNotExist) {
+		return table{}, err
+	}
+	f, err := parseFormat(s.repos.first().src.formats[s.key.Blob.String()])
+	if err != nil {
 		return table{}, err
 	}
 	over := s.asking()

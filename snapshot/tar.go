@@ -31,11 +31,7 @@ func (s *Snapshotter) Tar(ctx context.Context, labels map[string]string, session
 			err = errors.Join(err, s.door.release(opened))
 		}
 	}()
-	f, err := opened.format()
-	if err != nil {
-		return nil, nil, err
-	}
-	if f.name == FormatZstdChunked {
+	if opened.format == FormatZstdChunked {
 		tar, err = opened.splitTar(ctx, headers)
 	} else {
 		tar, toc, err = opened.gzipTar(ctx)
