@@ -185,6 +185,24 @@ func TestGCPolicyBoundsLazyLayers(t *testing.T) {
 	}
 }
 
+// TestLazyLayersAreReportedAfterARestart has layers converted that nobody has mounted since: reports call them lazy, as they did.
+func TestLazyLayersAreReportedAfterARestart(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:1", busybox(t, bigLayer(t, 4<<20)), baseimage.EStargz)
+	opt := daemon.Options{Config: plainHTTP(reg), Root: t.TempDir()}
+	d := startDaemon(t, opt)
+	from := "FROM " + reg.Ref("base:1") + "\n"
+	build(t, d, client.Solve{Dockerfile: from + "RUN cat /big/* | sha256sum\n"})
+	stopDaemon(t, d)
+	d = startDaemon(t, opt)
+	res := build(t, d, client.Solve{
+		Dockerfile: from, Outputs: []string{"type=image,push=true,registry.insecure=true,compression=zstdchunked,force-compression=true,name=" + reg.Ref("app:1")},
+	})
+	if rep := reportOf(t, res); rep.Images[0].Lazy != 2 {
+		t.Errorf("%d lazy layers, want 2: %+v", rep.Images[0].Lazy, rep.Images[0])
+	}
+}
+
 // TestMaxSize runs a daemon whose lazy layers may take less than the builds read.
 func TestMaxSize(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})

@@ -308,9 +308,6 @@ func (e *engine) release(s *served) error {
 	var err error
 	if s.err == nil { // else nothing of it is left
 		err = s.close()
-		if e.opt.Unmounted != nil {
-			e.opt.Unmounted(s.key.Blob)
-		}
 	}
 	e.mu.Lock()
 	if e.layers[s.key] == s {

@@ -90,8 +90,8 @@ func (s *Snapshotter) inUse(ctx context.Context, name string) bool {
 
 // mounted is a layer that is mounted for a snapshot.
 type mounted struct {
-	name, mountpoint string
-	used             time.Time
+	place
+	used time.Time
 }
 
 // leastUsed lists the mounted layers, least recently used first.
@@ -117,7 +117,7 @@ func (p *parking) parkIdle(ctx context.Context, m mounted, inUse func() bool) bo
 		p.mu.Unlock()
 		return false
 	}
-	l := p.park(m.name, m.mountpoint)
+	l := p.park(m.place)
 	<-l.turn
 	p.mu.Unlock()
 	defer func() { l.turn <- struct{}{} }()

@@ -1,8 +1,11 @@
 package snapshot
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Above the limit, layers that nobody uses are dropped, and fetched again when somebody does.
@@ -59,6 +62,60 @@ func TestLimit(t *testing.T) {
 		if n := r.Layers(); n[two.digest] < int64(len(other)) {
 			t.Errorf("what is in use was dropped: %v", n)
 		}
+	})
+}
+
+// Who is told that a layer is gone isn't told of one that is only unmounted: to make room, at a restart, or as its tar has been read.
+func TestAParkedLayerIsNotRemoved(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		l, other := layerOf(t, map[string][]byte{"file": random(2 << 20)}), layerOf(t, map[string][]byte{"other": []byte("x")})
+		reg := newRegistry(t, nil, l, other)
+		opt := reg.options(door)
+		var told []digest.Digest
+		opt.Removed = func(d digest.Digest) { told = append(told, d) }
+		r := newReopenable(t, opt)
+		want := func(after string, want ...digest.Digest) {
+			t.Helper()
+			if !slices.Equal(told, want) {
+				t.Errorf("%s: told of %q, want %q", after, told, want)
+			}
+			told = nil
+		}
+		remove := func(keys ...string) {
+			t.Helper()
+			for _, key := range keys {
+				if err := r.Remove(t.Context(), key); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := r.Cleanup(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.lazily(reg, "one", "", l)
+		r.lazily(reg, "below", "", other)
+		r.lazily(reg, "two", "below", l)
+		r.parkAbove(t.Context(), 0)
+		r.parkAbove(t.Context(), 0) // the second snapshot of the layer
+		if m := mountsBelow(t, r.root); len(m) > 0 {
+			t.Errorf("unused, and mounted: %q", m)
+		}
+		want("parked")
+		s, err := r.door.openStored(t.Context(), reg.labels("one", l), nil)
+		if err == nil {
+			err = r.door.release(s)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		want("its tar was read")
+		r.in("running", "one", func(dir string) error { wantFile(t, dir, "file", random(2<<20)); return nil })
+		remove("running", "one")
+		want("another snapshot has it")
+		r.reopen(func() { told = nil })
+		want("after a restart")
+		remove("two")
+		want("the last snapshot was removed", l.digest)
 	})
 }
 

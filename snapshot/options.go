@@ -34,6 +34,7 @@ type Options struct {
 	MountTimeout time.Duration
 	// Local, if set, returns where blobs may be that need not be fetched any more.
 	Local func() content.Provider
-	// Unmounted, if set, is told when a layer's last mount is gone.
-	Unmounted func(digest.Digest)
+	// Removed, if set, is told when no snapshot has a layer any more, or the Snapshotter is closed. One that isn't mounted for want of room, or since the
+	// last process, is still there. It must not wait.
+	Removed func(digest.Digest)
 }

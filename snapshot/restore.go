@@ -12,6 +12,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/containerd/stargz-snapshotter/estargz"
 	stargz "github.com/containerd/stargz-snapshotter/snapshot"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -26,6 +27,7 @@ const labelRemote = "containerd.io/snapshot/remote"
 // below them.
 type parking struct {
 	stargz.FileSystem
+	removed func(digest.Digest) // see Options.Removed; nil if nobody is told
 
 	// making is held for reading while a snapshot is made, from when the layers below it are mounted until they are in
 	// use, and for writing to park one.
@@ -38,16 +40,25 @@ type parking struct {
 	mounted  map[string]*mounted // by mount point
 }
 
+// place is where a snapshot has a layer.
+type place struct {
+	name, mountpoint string
+	layer            digest.Digest
+}
+
 // parked is a layer that isn't mounted, or is being mounted.
 type parked struct {
-	name, mountpoint string
+	place
 
 	turn chan struct{} // has one element while nobody mounts
 	gone bool          // it's mounted now, or removed; guarded by turn
 }
 
-func newParking(fs stargz.FileSystem) *parking {
-	return &parking{FileSystem: fs, starting: true, parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{}}
+func newParking(fs stargz.FileSystem, removed func(digest.Digest)) *parking {
+	return &parking{
+		FileSystem: fs, removed: removed, starting: true,
+		parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{},
+	}
 }
 
 // started ends the time in which Mount parks.
@@ -59,33 +70,34 @@ func (p *parking) started() {
 
 // Mount implements stargz.FileSystem.
 func (p *parking) Mount(ctx context.Context, mountpoint string, labels map[string]string) error {
+	at := place{labels[LabelTarget], mountpoint, digest.Digest(labels[LabelDigest])}
 	p.mu.Lock()
 	starting := p.starting
 	if starting {
-		p.park(labels[LabelTarget], mountpoint)
+		p.park(at)
 	}
 	p.mu.Unlock()
 	if starting {
 		return nil
 	}
-	return p.mount(ctx, labels[LabelTarget], mountpoint, labels)
+	return p.mount(ctx, at, labels)
 }
 
-func (p *parking) mount(ctx context.Context, name, mountpoint string, labels map[string]string) error {
-	if err := p.FileSystem.Mount(ctx, mountpoint, labels); err != nil {
+func (p *parking) mount(ctx context.Context, at place, labels map[string]string) error {
+	if err := p.FileSystem.Mount(ctx, at.mountpoint, labels); err != nil {
 		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mounted[mountpoint] = &mounted{name, mountpoint, time.Now()}
+	p.mounted[at.mountpoint] = &mounted{at, time.Now()}
 	return nil
 }
 
 // park notes a layer that isn't mounted. Under mu.
-func (p *parking) park(name, mountpoint string) *parked {
-	l := &parked{name: name, mountpoint: mountpoint, turn: make(chan struct{}, 1)}
+func (p *parking) park(at place) *parked {
+	l := &parked{place: at, turn: make(chan struct{}, 1)}
 	l.turn <- struct{}{}
-	p.parked[mountpoint], p.names[name] = l, l
+	p.parked[at.mountpoint], p.names[at.name] = l, l
 	return l
 }
 
@@ -103,22 +115,45 @@ func (p *parking) Check(ctx context.Context, mountpoint string, labels map[strin
 	return p.FileSystem.Check(ctx, mountpoint, labels)
 }
 
-// Unmount implements stargz.FileSystem.
+// Unmount implements stargz.FileSystem. It's called when a snapshot has been removed, or all are closed.
 func (p *parking) Unmount(ctx context.Context, mountpoint string) error {
 	p.mu.Lock()
 	l := p.parked[mountpoint]
 	p.mu.Unlock()
+	var layer digest.Digest // "" if there was none
 	if l != nil {
 		<-l.turn
 		if !l.gone {
 			p.leave(l)
 		}
 		l.turn <- struct{}{}
+		layer = l.layer
 	}
 	p.mu.Lock()
+	if m := p.mounted[mountpoint]; m != nil {
+		layer = m.layer
+	}
 	delete(p.mounted, mountpoint)
+	if layer != "" && !p.has(layer) && p.removed != nil {
+		p.removed(layer) // before somebody mounts it, and tells of that
+	}
 	p.mu.Unlock()
 	return p.FileSystem.Unmount(ctx, mountpoint)
+}
+
+// has reports whether a snapshot has the layer, mounted or parked. Under mu.
+func (p *parking) has(layer digest.Digest) bool {
+	for _, l := range p.parked {
+		if l.layer == layer {
+			return true
+		}
+	}
+	for _, m := range p.mounted {
+		if m.layer == layer {
+			return true
+		}
+	}
+	return false
 }
 
 // unpark mounts a layer, nil for one that is mounted.
@@ -135,7 +170,7 @@ func (p *parking) unpark(ctx context.Context, l *parked, labels map[string]strin
 	if l.gone {
 		return nil
 	}
-	if err := p.mount(ctx, l.name, l.mountpoint, labels); err != nil {
+	if err := p.mount(ctx, l.place, labels); err != nil {
 		return err
 	}
 	p.leave(l)

@@ -49,7 +49,7 @@ func New(root string, opt Options) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open file system for lazy layers in %s: %w", root, err)
 	}
-	parking := newParking(d)
+	parking := newParking(d, opt.Removed)
 	dir := filepath.Join(root, "snapshotter")
 	if err := SetAside(context.Background(), dir); err != nil {
 		return nil, errors.Join(err, d.Close())

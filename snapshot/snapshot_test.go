@@ -78,10 +78,10 @@ func testMount(t *testing.T, door string) {
 	l := layerOf(t, map[string][]byte{"small": small, "dir/": nil, "dir/big": big, "empty": nil})
 	reg := newRegistry(t, nil, l)
 	var fetched atomic.Int64
-	var unmounted []digest.Digest
+	var removed []digest.Digest
 	opt := reg.options(door)
 	opt.Blob.Fetched = func(_ digest.Digest, n int64, _ time.Duration) { fetched.Add(n) }
-	opt.Unmounted = func(d digest.Digest) { unmounted = append(unmounted, d) }
+	opt.Removed = func(d digest.Digest) { removed = append(removed, d) }
 	s, root := newSnapshotter(t, opt)
 
 	prepare := func() error {
@@ -138,8 +138,8 @@ func testMount(t *testing.T, door string) {
 	if err := s.Cleanup(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if m := mountsBelow(t, root); len(m) != 0 || !slices.Equal(unmounted, []digest.Digest{l.digest}) {
-		t.Errorf("after Cleanup: mounts %q, told of %q", m, unmounted)
+	if m := mountsBelow(t, root); len(m) != 0 || !slices.Equal(removed, []digest.Digest{l.digest}) {
+		t.Errorf("after Cleanup: mounts %q, told of %q", m, removed)
 	}
 }
 

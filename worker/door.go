@@ -136,7 +136,7 @@ func lazySnapshotter(opt Options, rep *report.Reporter, door string) (runc.Snaps
 		Blob:         blobOptions(opt, rep),
 		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
-		Unmounted:    rep.Forget,
+		Removed:      rep.Forget,
 		Local:        opt.local,
 	}
 	return runc.SnapshotterFactory{
