@@ -64,7 +64,8 @@ func (c *clients) use(hosts []docker.RegistryHost) {
 			}
 			t := newTransport()
 			t.TLSClientConfig = files.config
-			hc = &hostClient{&http.Client{Transport: tracing.NewTransport(t)}, t, files}
+			// Package blob follows redirects by itself; containerd's resolver, which finds tables of contents elsewhere, has net/http do it.
+			hc = &hostClient{&http.Client{Transport: discreet{tracing.NewTransport(t), false}}, t, files}
 			c.byHost[key] = hc
 		}
 		h.Client = hc.Client

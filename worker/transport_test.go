@@ -1,18 +1,22 @@
 package worker
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/moby/buildkit/util/resolver/config"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 func TestConnectionsOutliveABurst(t *testing.T) {
@@ -63,6 +67,40 @@ func TestConnectionsOutliveABurst(t *testing.T) {
 	}
 	if n := opened.Load(); n > burst {
 		t.Errorf("three bursts of %d requests opened %d connections", burst, n)
+	}
+}
+
+// An Authorization header stays with its host also where it is a resolver that uses our clients.
+func TestOurClientsAreDiscreet(t *testing.T) {
+	body := []byte(`{"schemaVersion":2}`)
+	asked := make(chan string, 10)
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Header.Get("Authorization")
+		_, _ = w.Write(body)
+	}))
+	defer other.Close()
+	registry := httptest.NewServer(http.RedirectHandler(other.URL+"/object", http.StatusTemporaryRedirect)) // the same host, another port
+	defer registry.Close()
+	host := strings.TrimPrefix(registry.URL, "http://")
+	hosts := []docker.RegistryHost{{
+		Scheme: "http", Host: host, Path: "/v2", Client: http.DefaultClient, Authorizer: header("Bearer meant for " + host),
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+	}}
+	newClients(nil).use(hosts)
+	fetch, err := docker.NewResolver(docker.ResolverOptions{Hosts: func(string) ([]docker.RegistryHost, error) { return hosts, nil }}).Fetcher(t.Context(), host+"/image:v1-esgztoc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc, err := fetch.Fetch(t.Context(), ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageManifest, Digest: digest.FromBytes(body), Size: int64(len(body))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	if got, err := io.ReadAll(rc); err != nil || !bytes.Equal(got, body) {
+		t.Fatalf("read %q, %v", got, err)
+	}
+	if got := <-asked; got != "" {
+		t.Errorf("another port was told %q", got)
 	}
 }
 
