@@ -267,22 +267,41 @@ func TestBadState(t *testing.T) {
 	}
 }
 
-// A state directory, whatever its path looks like, forgets what nobody has asked for in a long time.
+// A state directory, whatever its path looks like, forgets what nobody has asked for in a long time. Files of others that are in it stay.
 func TestStateForgets(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a [1]*")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, age := range map[string]time.Duration{"young.json": keepFor / 2, "old.json": 2 * keepFor, "old.json.tmp": 2 * keepFor} {
+	remembered := func(s string) string { return digest.FromString(s).Encoded() + ".json" }
+	stay := []string{
+		remembered("young"), "package.json", "tsconfig.json", "old.json.tmp", "new-file.json.tmp", "new-.json.tmp", "a" + remembered("old"), remembered("old") + "5",
+	}
+	for _, name := range append([]string{remembered("old"), "new-123.json.tmp"}, stay...) {
+		age := 2 * keepFor
+		if name == remembered("young") {
+			age = keepFor / 2
+		}
 		path, at := filepath.Join(dir, name), time.Now().Add(-age)
 		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, at, at)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	state(t, dir)
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 1 || left[0].Name() != "young.json" {
-		t.Errorf("left are %v, %v; want young.json", left, err)
+	s := state(t, dir)
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, f := range files {
+		left = append(left, f.Name())
+	}
+	slices.Sort(stay)
+	if !slices.Equal(left, stay) {
+		t.Errorf("left are %q, want %q", left, stay)
+	}
+	if name := filepath.Base(s.path(memoryKey{})); !ours.MatchString(name) {
+		t.Errorf("%s is written, and never forgotten", name)
 	}
 }
 

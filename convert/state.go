@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -64,19 +64,23 @@ func OpenState(dir string) (*State, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory of what was converted: %w", err)
 	}
-	// Of the directory, as its path isn't a pattern.
-	old, err := fs.Glob(os.DirFS(dir), "*.json*")
+	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("directory of what was converted: %w", err)
 	}
-	for _, name := range old {
-		path := filepath.Join(dir, name)
-		if st, err := os.Stat(path); err == nil && time.Since(st.ModTime()) > keepFor {
-			_ = os.Remove(path) // it takes a few hundred bytes
+	for _, f := range files {
+		if !ours.MatchString(f.Name()) {
+			continue // the directory may be anybody's
+		}
+		if st, err := f.Info(); err == nil && time.Since(st.ModTime()) > keepFor {
+			_ = os.Remove(filepath.Join(dir, f.Name())) // it takes a few hundred bytes
 		}
 	}
 	return &State{dir}, nil
 }
+
+// ours are the names of files that a State writes: see path and put.
+var ours = regexp.MustCompile(`^([0-9a-f]{64}\.json|new-[0-9]+\.json\.tmp)$`)
 
 func (s *State) path(k memoryKey) string {
 	return filepath.Join(s.dir, digest.FromString(k.from.String()+"\n"+k.by).Encoded()+".json")
