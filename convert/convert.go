@@ -96,7 +96,7 @@ type Layer struct {
 type Result struct {
 	Ref    string        `json:"ref"`
 	Digest digest.Digest `json:"digest"`
-	Layers []LayerResult `json:"layers"` // each distinct one once
+	Layers []LayerResult `json:"layers"` // each distinct one once, with what its descriptors claim
 	// Absent are those of [Options.Former] that there aren't.
 	Absent []string `json:"absent,omitempty"`
 }
@@ -127,7 +127,7 @@ func Convert(ctx context.Context, src, dst repository.Repository, opt Options) (
 	if opt.Progress == nil {
 		opt.Progress = func(Update) {}
 	}
-	c := &conversion{src: src, dst: dst, opt: opt, nodes: map[digest.Digest]*node{}, blobs: map[digest.Digest]*blobJob{}, known: map[memoryKey]memory{}}
+	c := &conversion{src: src, dst: dst, opt: opt, nodes: map[digest.Digest]*node{}, blobs: map[blobKey]*blobJob{}, known: map[memoryKey]memory{}}
 	if opt.Platforms != nil {
 		c.wanted = platforms.Any(opt.Platforms...)
 	}
@@ -165,7 +165,7 @@ type conversion struct {
 	others   []string          // platforms that aren't wanted
 
 	nodes map[digest.Digest]*node
-	blobs map[digest.Digest]*blobJob
+	blobs map[blobKey]*blobJob
 	order []*blobJob // as they were found
 	found int        // images
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -246,6 +247,90 @@ func TestFalseClaims(t *testing.T) {
 	}
 }
 
+// TestLazyAsClaimed converts a lazy layer that the destination or a state directory remembers: by an image that says of it what it said then, it is lazy
+// still; where a tool has dropped the annotations, as stock BuildKit does with Podman's, it's converted, and one whose annotation is another one is refused.
+func TestLazyAsClaimed(t *testing.T) {
+	chunked := plain(t, "one")
+	var blob bytes.Buffer
+	made, err := zstdchunked.Write(t.Context(), &blob, bytes.NewReader(chunked.tar), zstdchunked.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chunked = piece{tar: chunked.tar, blob: blob.Bytes(), mediaType: ocispecs.MediaTypeImageLayerZstd, annotations: made.Annotations}
+	level := 10
+	for name, c := range map[string]struct {
+		layer  piece
+		format Format
+	}{
+		"estargz":              {lazy(t, "one"), NewEStargz(estargz.WriteOptions{})},
+		"zstdchunked":          {chunked, NewZstdChunked(zstdchunked.WriteOptions{Level: &level})},
+		"zstdchunked, as ours": {chunked, NewZstdChunked(zstdchunked.WriteOptions{})}, // converted, it is the same blob
+	} {
+		for by, stateful := range map[string]bool{"state": true, "the former image": false} {
+			t.Run(name+" by "+by, func(t *testing.T) {
+				reg, opt, dst := repositorytest.New(t), Options{Format: c.format}, "dst:1"
+				if stateful {
+					opt.State = state(t, t.TempDir())
+				}
+				convert := func(tag string, layer piece) (Result, error) {
+					if stateful {
+						dst = "dst:" + tag
+					}
+					put(t, reg, tag, "linux/amd64", ocispecs.MediaTypeImageManifest, layer)
+					return Convert(t.Context(), repo(t, reg, "src:"+tag), repo(t, reg, dst), opt)
+				}
+				dropped, changed := c.layer, c.layer
+				dropped.annotations = map[string]string{"org.example.kept": "yes"}
+				changed.annotations = maps.Clone(c.layer.annotations)
+				for k, v := range changed.annotations {
+					if _, err := digest.Parse(v); err == nil {
+						changed.annotations[k] = digest.FromString("x").String()
+					}
+				}
+				first, err := convert("first", c.layer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := convert("changed", changed); err == nil || !strings.Contains(err.Error(), "isn't the one that the manifest promises") {
+					t.Errorf("error %v", err)
+				}
+				r, err := convert("dropped", dropped)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if l := r.Layers[0]; !l.Lazy || l.Action != Converted {
+					t.Errorf("without its annotations the layer is %+v", l)
+				}
+				wantLazy(t, repo(t, reg, dst))
+				if again, err := convert("again", c.layer); err != nil || again.Digest != first.Digest || again.Layers[0].Reason != reasonLazy {
+					t.Errorf("again it's %+v (%v), and was %s", again, err, first.Digest)
+				}
+			})
+		}
+	}
+}
+
+// TestClaimedByOne converts an index of which one image says that a layer is lazy, and another one doesn't say it of the same.
+func TestClaimedByOne(t *testing.T) {
+	reg := repositorytest.New(t)
+	claimed := lazy(t, "one")
+	silent := claimed
+	silent.annotations = nil
+	for name, layers := range map[string][]piece{"first": {claimed, silent}, "second": {silent, claimed}} {
+		var images []ocispecs.Descriptor
+		for i, l := range layers {
+			images = append(images, put(t, reg, "", []string{"linux/amd64", "linux/arm64"}[i], ocispecs.MediaTypeImageManifest, l))
+		}
+		reg.PutManifest("src", name, ocispecs.MediaTypeImageIndex, map[string]any{"schemaVersion": 2, "mediaType": ocispecs.MediaTypeImageIndex, "manifests": images})
+		dst := repo(t, reg, "dst:"+name)
+		r := must(t, repo(t, reg, "src:"+name), dst, options())
+		if len(r.Layers) != 2 || !r.Layers[0].Lazy || !r.Layers[1].Lazy {
+			t.Errorf("%s: layers are %+v", name, r.Layers)
+		}
+		wantLazy(t, dst)
+	}
+}
+
 func TestIndex(t *testing.T) {
 	reg := repositorytest.New(t)
 	shared := plain(t, "shared")
@@ -416,7 +501,7 @@ func TestUnusableTablesAreSaid(t *testing.T) {
 			if err := json.Unmarshal(raw, &m); err != nil {
 				t.Fatal(err)
 			}
-			if format.Claimed(m.Layers[0]) {
+			if format.Claim(m.Layers[0]) != "" {
 				t.Errorf("the layer claims to be lazy: %v", m.Layers[0].Annotations)
 			}
 			if again := must(t, repo(t, reg, "dst:1"), repo(t, reg, "dst:2"), opt); again.Digest != first.Digest || again.Layers[0].Lazy {

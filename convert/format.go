@@ -21,8 +21,9 @@ type Format interface {
 	Key() string
 	// MediaType is the layers'.
 	MediaType() string
-	// Claimed reports whether a layer's descriptor says that it is of the format.
-	Claimed(desc ocispecs.Descriptor) bool
+	// Claim is what a layer's descriptor says of its table of contents, by which readers find and verify it; "" if it doesn't say that the layer is of
+	// the format.
+	Claim(desc ocispecs.Descriptor) string
 	// Keeps returns why a layer that is of another format stays what it is, "" if it doesn't.
 	Keeps(desc ocispecs.Descriptor) string
 	// Check returns why a layer that claims to be of the format isn't, "" if it is. One that isn't may be converted; one that must not be used
@@ -78,10 +79,13 @@ func (e eStargz) Key() string {
 // MediaType implements Format.
 func (eStargz) MediaType() string { return ocispecs.MediaTypeImageLayerGzip }
 
-// Claimed implements Format.
-func (eStargz) Claimed(desc ocispecs.Descriptor) bool {
-	_, err := digest.Parse(desc.Annotations[stargz.TOCJSONDigestAnnotation])
-	return err == nil
+// Claim implements Format.
+func (eStargz) Claim(desc ocispecs.Descriptor) string {
+	toc, err := digest.Parse(desc.Annotations[stargz.TOCJSONDigestAnnotation])
+	if err != nil {
+		return ""
+	}
+	return toc.String()
 }
 
 // Keeps implements Format.

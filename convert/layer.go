@@ -39,7 +39,7 @@ type blobJob struct {
 	platform string
 	content  []byte // of a configuration
 	reason   string // why it isn't converted, or isn't lazy then
-	claimed  bool   // to be of the format already
+	claim    string // that it is of the format already
 	lazy     bool   // or will be
 	diffID   digest.Digest
 
@@ -55,13 +55,20 @@ func (b *blobJob) layer() Layer {
 	return Layer{Digest: b.desc.Digest, Size: b.desc.Size, Platform: b.platform}
 }
 
+// A blobKey is what becomes of a blob depends on: without its annotations, a layer isn't lazy.
+type blobKey struct {
+	digest digest.Digest
+	claim  string
+}
+
 // blob returns the job of a blob, which several manifests may have.
 func (c *conversion) blob(desc ocispecs.Descriptor, r role, platform string) *blobJob {
-	if b := c.blobs[desc.Digest]; b != nil {
+	k := blobKey{desc.Digest, c.opt.Format.Claim(desc)}
+	if b := c.blobs[k]; b != nil {
 		return b
 	}
-	b := &blobJob{desc: desc, role: r, platform: platform}
-	c.blobs[desc.Digest] = b
+	b := &blobJob{desc: desc, role: r, platform: platform, claim: k.claim}
+	c.blobs[k] = b
 	c.order = append(c.order, b)
 	return b
 }
@@ -85,10 +92,10 @@ func (b *blobJob) plan(f Format, diffID digest.Digest, os string) error {
 		b.reason = fmt.Sprintf("its media type %q is not one of a tar", b.desc.MediaType)
 	case os == "windows":
 		b.reason = "it is a layer of Windows"
-	case b.desc.Annotations[annotationBy] == f.Key() && !f.Claimed(b.desc):
+	case b.desc.Annotations[annotationBy] == f.Key() && b.claim == "":
 		b.reason = "it was converted before, and its table of contents can't be used" // each time it would get another one
 	default:
-		b.claimed, b.reason = f.Claimed(b.desc), f.Keeps(b.desc)
+		b.reason = f.Keeps(b.desc)
 		b.lazy = b.reason != ""
 	}
 	return nil
@@ -117,10 +124,15 @@ func (c *conversion) become(ctx context.Context, b *blobJob) error {
 		return nil
 	}
 	if b.role != roleLayer || b.reason != "" {
-		return c.copied(ctx, b)
+		return c.copied(ctx, b, nil)
 	}
-	if m, ok := c.remembered(b.desc.Digest); ok {
-		there, err := c.has(ctx, m)
+	if b.claim != "" {
+		if lazy, err := c.lazy(ctx, b); lazy || err != nil {
+			return err
+		}
+	}
+	if m, ok := c.remembered(memoryKey{b.desc.Digest, c.opt.Format.Key()}); ok {
+		there, err := c.has(ctx, ocispecs.Descriptor{Digest: m.Digest, Size: m.Size}, m.At)
 		if err != nil {
 			return err
 		}
@@ -128,29 +140,16 @@ func (c *conversion) become(ctx context.Context, b *blobJob) error {
 			c.use(b, m)
 			return nil
 		}
-		if m.Digest == m.From {
-			return c.lazy(ctx, b, m) // it was looked at before
-		}
-	}
-	if b.claimed {
-		not, err := c.whyNot(ctx, b.desc)
-		if err != nil {
-			return err
-		}
-		if not == "" {
-			return c.lazy(ctx, b, memory{From: b.desc.Digest, By: c.opt.Format.Key(), Digest: b.desc.Digest, Size: b.desc.Size, DiffID: b.diffID})
-		}
 	}
 	return c.again(ctx, b, c.converted)
 }
 
-// has reports whether a remembered layer is at the destination, or can be there without its bytes being moved.
-func (c *conversion) has(ctx context.Context, m memory) (bool, error) {
-	desc := ocispecs.Descriptor{Digest: m.Digest, Size: m.Size}
+// has reports whether a blob is at the destination, or can be there without its bytes being moved, as it was seen in repositories.
+func (c *conversion) has(ctx context.Context, desc ocispecs.Descriptor, seen []string) (bool, error) {
 	if ok, err := c.dst.Has(ctx, desc); ok || err != nil {
 		return ok, err
 	}
-	for _, at := range m.At {
+	for _, at := range seen {
 		if from, ok := repository.Sibling(c.dst, at); ok {
 			if ok, err := c.dst.Mount(ctx, desc, from); ok || err != nil {
 				return ok, err
@@ -162,13 +161,8 @@ func (c *conversion) has(ctx context.Context, m memory) (bool, error) {
 
 // use takes what a layer has become before.
 func (c *conversion) use(b *blobJob, m memory) {
-	if m.Digest == m.From {
-		b.action, b.lazy, b.reason = Present, true, reasonLazy
-		c.remember(m)
-		return
-	}
 	b.action, b.lossy = Reused, m.Lossy
-	b.lazy = c.opt.Format.Claimed(ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Annotations: m.Annotations})
+	b.lazy = c.opt.Format.Claim(ocispecs.Descriptor{MediaType: c.opt.Format.MediaType(), Annotations: m.Annotations}) != ""
 	switch {
 	case b.lazy:
 	case m.Unusable != "":
@@ -185,14 +179,23 @@ func (c *conversion) use(b *blobJob, m memory) {
 
 const reasonLazy = "it is lazy already"
 
-// lazy copies a layer that is of the format.
-func (c *conversion) lazy(ctx context.Context, b *blobJob, m memory) error {
+// lazy copies a layer that claims to be of the format, and reports whether it is, which is found out once.
+func (c *conversion) lazy(ctx context.Context, b *blobJob) (bool, error) {
+	k := c.lazyKey(b.desc.Digest, b.claim)
+	m, ok := c.remembered(k)
+	if !ok {
+		not, err := c.whyNot(ctx, b.desc)
+		if err != nil || not != "" {
+			return false, err
+		}
+		m = memory{From: k.from, By: k.by, Digest: b.desc.Digest, Size: b.desc.Size, DiffID: b.diffID, Annotations: formatsOwn(b.desc)}
+	}
 	b.lazy, b.reason = true, reasonLazy
-	if err := c.copied(ctx, b); err != nil {
-		return err
+	if err := c.copied(ctx, b, m.At); err != nil {
+		return true, err
 	}
 	c.remember(m)
-	return nil
+	return true, nil
 }
 
 // whyNot returns why a layer of the source isn't what it claims to be, "" if it is.
@@ -205,10 +208,10 @@ func (c *conversion) whyNot(ctx context.Context, desc ocispecs.Descriptor) (not 
 	return c.opt.Format.Check(from, desc)
 }
 
-// copied brings a blob to the destination as it is.
-func (c *conversion) copied(ctx context.Context, b *blobJob) error {
+// copied brings a blob to the destination as it is. It was seen in these repositories, besides the source.
+func (c *conversion) copied(ctx context.Context, b *blobJob, seen []string) error {
 	b.action = Present
-	if ok, err := c.dst.Has(ctx, b.desc); ok || err != nil {
+	if ok, err := c.has(ctx, b.desc, seen); ok || err != nil {
 		return err
 	}
 	if ok, err := c.dst.Mount(ctx, b.desc, c.src); ok || err != nil {

@@ -26,10 +26,15 @@ const (
 	annotationBy   = "io.github.buildkitd-lazy.converted-by"   // Format.Key
 )
 
-// memoryKey is what a conversion depends on: the source's blob, and the format's key.
+// memoryKey is what a conversion depends on: the source's blob, and the format's key; and of a layer that is of the format already, what it claims.
 type memoryKey struct {
 	from digest.Digest
 	by   string
+}
+
+// lazyKey is that of a layer which is of the format, as it claims. Without that, or with another claim, nobody has looked at it.
+func (c *conversion) lazyKey(blob digest.Digest, claim string) memoryKey {
+	return memoryKey{blob, c.opt.Format.Key() + " toc=" + claim}
 }
 
 // A memory is a layer that was converted, or that was found to be of the format already.
@@ -47,9 +52,17 @@ type memory struct {
 	At []string `json:"at,omitempty"`
 }
 
-// valid reports whether a memory can be what it says: it may come from a file or manifest of anybody's.
+// valid reports whether a memory can be what it says: it may come from a file or manifest of anybody's. A blob that has become itself has the annotations
+// by which it's lazy.
 func (m *memory) valid() bool {
-	return m.Digest.Validate() == nil && m.DiffID.Validate() == nil && m.Size > 0
+	return m.Digest.Validate() == nil && m.DiffID.Validate() == nil && m.Size > 0 && (m.Digest != m.From || len(m.Annotations) > 0)
+}
+
+// formatsOwn are the annotations of a layer that say what its blob is like.
+func formatsOwn(l ocispecs.Descriptor) map[string]string {
+	own := maps.Clone(l.Annotations)
+	maps.DeleteFunc(own, func(k, _ string) bool { return !ofFormat(k) })
+	return own
 }
 
 // A State is a directory with a small file for each layer that was converted. It is safe for concurrent use, by several processes too. What
@@ -140,11 +153,10 @@ func (c *conversion) remember(m memory) {
 const maxAt = 8
 
 // remembered returns what has become of a blob before.
-func (c *conversion) remembered(from digest.Digest) (memory, bool) {
+func (c *conversion) remembered(k memoryKey) (memory, bool) {
 	if c.opt.Anew {
 		return memory{}, false
 	}
-	k := memoryKey{from, c.opt.Format.Key()}
 	c.mu.Lock()
 	m, ok := c.known[k]
 	c.mu.Unlock()
@@ -200,7 +212,8 @@ func (c *conversion) recallFrom(ctx context.Context, former repository.Repositor
 			return err
 		}
 	}
-	if !slices.ContainsFunc(m.Layers, c.opt.Format.Claimed) || !images.IsConfigType(m.Config.MediaType) {
+	claims := func(l ocispecs.Descriptor) bool { return c.opt.Format.Claim(l) != "" }
+	if !slices.ContainsFunc(m.Layers, claims) || !images.IsConfigType(m.Config.MediaType) {
 		return nil
 	}
 	if p, err = repository.ReadAll(ctx, former, m.Config, maxConfig); err != nil {
@@ -220,19 +233,17 @@ func (c *conversion) recallFrom(ctx context.Context, former repository.Repositor
 }
 
 func (c *conversion) recallLayer(former repository.Repository, l ocispecs.Descriptor, diffID digest.Digest) {
-	m := memory{
-		From: digest.Digest(l.Annotations[annotationFrom]), By: l.Annotations[annotationBy],
-		Digest: l.Digest, Size: l.Size, DiffID: diffID, At: []string{repository.Name(former)},
-	}
+	k := memoryKey{digest.Digest(l.Annotations[annotationFrom]), l.Annotations[annotationBy]}
+	claim := c.opt.Format.Claim(l)
 	switch {
-	case m.From == "" && c.opt.Format.Claimed(l):
-		m.From, m.By = l.Digest, c.opt.Format.Key() // copied
-	case m.By != c.opt.Format.Key():
+	case k.from == "" && claim != "":
+		k = c.lazyKey(l.Digest, claim) // copied
+	case k.by != c.opt.Format.Key():
 		return
 	}
-	m.Annotations = maps.Clone(l.Annotations)
-	maps.DeleteFunc(m.Annotations, func(k, _ string) bool { return !ofFormat(k) })
-	k := memoryKey{m.From, m.By}
+	m := memory{
+		From: k.from, By: k.by, Digest: l.Digest, Size: l.Size, DiffID: diffID, Annotations: formatsOwn(l), At: []string{repository.Name(former)},
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.known[k]; !ok && m.valid() {

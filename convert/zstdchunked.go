@@ -40,15 +40,18 @@ func (z zstdChunked) Key() string {
 // MediaType implements Format.
 func (zstdChunked) MediaType() string { return ocispecs.MediaTypeImageLayerZstd }
 
-// Claimed implements Format.
-func (zstdChunked) Claimed(desc ocispecs.Descriptor) bool {
-	toc, _, err := zstdchunked.Find(desc.Annotations)
-	return err == nil && toc != "" && oci(desc.MediaType) == ocispecs.MediaTypeImageLayerZstd
+// Claim implements Format.
+func (zstdChunked) Claim(desc ocispecs.Descriptor) string {
+	toc, at, err := zstdchunked.Find(desc.Annotations)
+	if err != nil || toc == "" || oci(desc.MediaType) != ocispecs.MediaTypeImageLayerZstd {
+		return ""
+	}
+	return fmt.Sprintf("%s at %s", toc, at)
 }
 
 // Keeps implements Format.
 func (zstdChunked) Keeps(desc ocispecs.Descriptor) string {
-	if oci(desc.MediaType) == ocispecs.MediaTypeImageLayerGzip && (eStargz{}).Claimed(desc) {
+	if oci(desc.MediaType) == ocispecs.MediaTypeImageLayerGzip && (eStargz{}).Claim(desc) != "" {
 		return "it is lazy already, as eStargz: its tar has a table of contents that would become a file"
 	}
 	return ""
