@@ -190,12 +190,31 @@ func (r *ref) GetRemotes(ctx context.Context, createIfNeeded bool, cfg cacheconf
 			if writesOurs(cfg.Compression.Type) {
 				r.stayed.noteImage(ctx, remotes[i], r.base, cfg.Compression)
 			}
-			if remotes[i], err = r.rewriting.do(ctx, remotes[i], cfg.Compression); err != nil {
+			if remotes[i], err = r.rewritten(ctx, remotes[i], cfg, s); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return remotes, nil
+}
+
+// rewritten returns the layers with the timestamps that they are to have.
+func (r *ref) rewritten(ctx context.Context, remote *solver.Remote, cfg cacheconfig.RefConfig, s session.Group) (*solver.Remote, error) {
+	if r.rewriting == nil {
+		return remote, nil
+	}
+	before, comp := remote, cfg.Compression
+	if cfg.Compression.Force {
+		cfg.Compression.Force = false
+		plain, err := r.ImmutableRef.GetRemotes(ctx, false, cfg, false, s)
+		if err != nil {
+			return nil, err
+		}
+		if len(plain) > 0 {
+			before = plain[0]
+		}
+	}
+	return r.rewriting.do(ctx, remote, before.Descriptors, comp)
 }
 
 // Clone implements cache.ImmutableRef.

@@ -114,16 +114,15 @@ func converted(ctx context.Context, ref cache.ImmutableRef, createIfNeeded bool,
 
 // keep finds out which layers stay as they are, and reports whether any doesn't.
 func (o *converting) keep(ctx context.Context, remote *solver.Remote, base []digest.Digest) (convert bool, err error) {
-	below := true // whether all layers so far are the base's
+	below := baseLayers(remote.Descriptors, base)
 	for i, desc := range remote.Descriptors {
-		below = below && i < len(base) && base[i].String() == desc.Annotations[labels.LabelUncompressed]
 		info, err := remote.Provider.Info(ctx, desc.Digest)
 		if err != nil && !cerrdefs.IsNotFound(err) {
 			return false, fmt.Errorf("layer %s: %w", desc.Digest, err)
 		}
 		// A TOC that is elsewhere isn't to be found by who doesn't export it, too.
 		_, external := info.Labels[tocLabel]
-		if below || !isOurs(info.Labels) || !o.rewrites() && !external {
+		if i < below || !isOurs(info.Labels) || !o.rewrites() && !external {
 			o.stay[desc.Digest] = true
 		} else {
 			convert = true
@@ -165,6 +164,14 @@ func baseOf(src *bkexporter.Source, platform string) []digest.Digest {
 		return nil // none, or BuildKit's to complain of
 	}
 	return slices.Clip(base.RootFS.DiffIDs)
+}
+
+// baseLayers returns how many of an image's layers are those of its base, which has these DiffIDs.
+func baseLayers(layers []ocispecs.Descriptor, base []digest.Digest) (n int) {
+	for n < min(len(base), len(layers)) && base[n].String() == layers[n].Annotations[labels.LabelUncompressed] {
+		n++
+	}
+	return n
 }
 
 // warn tells the user of a list that has done nothing.

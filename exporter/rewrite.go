@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -95,18 +96,15 @@ func (e *Exporter) rewritings(attrs map[string]string, src *exporter.Source) (ma
 	return found, nil
 }
 
-// do rewrites the layers of a remote, all at once.
-func (r *rewriting) do(ctx context.Context, remote *solver.Remote, comp compression.Config) (*solver.Remote, error) {
-	if r == nil {
-		return remote, nil
-	}
+// do rewrites the layers of a remote, all at once. Before are these as they were if they have been converted: by their DiffIDs the base's are known.
+func (r *rewriting) do(ctx context.Context, remote *solver.Remote, before []ocispecs.Descriptor, comp compression.Config) (*solver.Remote, error) {
 	descs := slices.Clone(remote.Descriptors)
 	cs := contentutil.NewStoreWithProvider(r.store, remote.Provider)
 	eg, ctx := errgroup.WithContext(ctx)
-	inBase := true
+	inBase := baseLayers(before, r.base)
 	for i, desc := range descs {
-		inBase = inBase && i < len(r.base) && desc.Annotations[labels.LabelUncompressed] == r.base[i].String()
-		if inBase {
+		if i < inBase {
+			descs[i] = r.unchanged(desc, r.base[i])
 			continue
 		}
 		eg.Go(func() error {
@@ -124,6 +122,18 @@ func (r *rewriting) do(ctx context.Context, remote *solver.Remote, comp compress
 		return nil, err
 	}
 	return &solver.Remote{Descriptors: descs, Provider: cs}, nil
+}
+
+// rewrittenAnnotation says to BuildKit that nothing is left to do, of the time that it has.
+const rewrittenAnnotation = "buildkit/rewritten-timestamp"
+
+// unchanged returns a layer of the base. BuildKit takes one that was converted, and so has got another DiffID, for one above the base.
+func (r *rewriting) unchanged(desc ocispecs.Descriptor, diffID digest.Digest) ocispecs.Descriptor {
+	if desc.Annotations[labels.LabelUncompressed] != diffID.String() {
+		desc.Annotations = maps.Clone(desc.Annotations)
+		desc.Annotations[rewrittenAnnotation] = strconv.FormatInt(r.epoch.UTC().Unix(), 10)
+	}
+	return desc
 }
 
 // layer rewrites one layer, unless it has been rewritten before; nil means that it's right as it is.

@@ -15,10 +15,12 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/cache"
+	cacheconfig "github.com/moby/buildkit/cache/config"
 	bkexporter "github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/util/compression"
+	"github.com/moby/buildkit/util/converter"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -67,7 +69,7 @@ func TestRewrite(t *testing.T) {
 		from.reads = 0
 		r := &rewriting{epoch: time.Unix(epoch, 0), base: []digest.Digest{base.Digest}, store: cs}
 		remote := &solver.Remote{Descriptors: []ocispecs.Descriptor{base, own}, Provider: from}
-		got, err := r.do(t.Context(), remote, comp)
+		got, err := r.do(t.Context(), remote, remote.Descriptors, comp)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,6 +126,60 @@ func TestRewrite(t *testing.T) {
 	do(5, compression.New(compression.Zstd), true)
 }
 
+// TestRewriteForced converts all layers: those of the base, which have got other DiffIDs, keep their times, and BuildKit finds nothing left to do.
+func TestRewriteForced(t *testing.T) {
+	cs := contentStore(t)
+	var descs []ocispecs.Descriptor
+	var base []digest.Digest
+	for _, name := range []string{"base", "base/2", "own"} {
+		d := put(t, cs, datedTar(t, name))
+		d.Annotations = map[string]string{labels.LabelUncompressed: d.Digest.String()}
+		descs = append(descs, d)
+		if name != "own" {
+			base = append(base, d.Digest)
+		}
+	}
+	epoch := time.Unix(5, 0)
+	for name, c := range map[string]struct {
+		comp  compression.Config
+		stock compression.Type
+	}{
+		"estargz":     {ours(estargz.WriteOptions{}), compression.EStargz},
+		"external":    {ours(estargz.WriteOptions{ExternalTOC: true}), compression.EStargz},
+		"in order":    {inOrderOf(t, t.TempDir(), "base"), compression.EStargz},
+		"zstdchunked": {oursChunked(zstdchunked.WriteOptions{}), compression.Zstd},
+	} {
+		t.Run(name, func(t *testing.T) {
+			from := &convertedRef{cs: cs, descs: descs}
+			r := &ref{ImmutableRef: from, content: cs, rewriting: &rewriting{epoch: epoch, base: base, store: cs}, stayed: &stayed{}}
+			cfg := cacheconfig.RefConfig{Compression: c.comp.SetForce(true)}
+			converted, err := from.GetRemotes(t.Context(), true, cfg, false, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := r.rewritten(t.Context(), converted[0], cfg, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, was := range converted[0].Descriptors {
+				d := got.Descriptors[i]
+				if same := d.Digest == was.Digest; same != (i < len(base)) || was.Digest == descs[i].Digest {
+					t.Errorf("layer %d was %s, and is %s", i, was.Digest, d.Digest)
+				}
+				if i < len(base) && d.Annotations[labels.LabelUncompressed] == base[i].String() {
+					continue
+				}
+				if f, err := converter.NewWithRewriteTimestamp(t.Context(), cs, d, compression.New(c.stock), &epoch, nil); f != nil || err != nil {
+					t.Errorf("BuildKit would rewrite layer %d, %+v (%v)", i, d, err)
+				}
+				if was.Annotations[rewrittenAnnotation] != "" {
+					t.Errorf("the caller's annotations of layer %d have changed", i)
+				}
+			}
+		})
+	}
+}
+
 // The tables of contents that are exported are those of the layers as rewritten, and BuildKit takes these for done.
 func TestRewriteWithExternalTOCs(t *testing.T) {
 	cs := contentStore(t)
@@ -144,7 +200,8 @@ func TestRewriteWithExternalTOCs(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := &rewriting{epoch: time.Unix(5, 0), store: cs}
-		got, err := r.do(t.Context(), &solver.Remote{Descriptors: []ocispecs.Descriptor{desc}, Provider: cs}, comp)
+		remote := &solver.Remote{Descriptors: []ocispecs.Descriptor{desc}, Provider: cs}
+		got, err := r.do(t.Context(), remote, remote.Descriptors, comp)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +247,8 @@ func TestRewriteFails(t *testing.T) {
 	missing := ocispecs.Descriptor{MediaType: ocispecs.MediaTypeImageLayerGzip, Digest: digest.FromString("missing"), Size: 7}
 	cs := contentStore(t)
 	r := &rewriting{epoch: time.Unix(1, 0), store: cs}
-	_, err := r.do(t.Context(), &solver.Remote{Descriptors: []ocispecs.Descriptor{missing}, Provider: cs}, ours(estargz.WriteOptions{}))
+	remote := &solver.Remote{Descriptors: []ocispecs.Descriptor{missing}, Provider: cs}
+	_, err := r.do(t.Context(), remote, remote.Descriptors, ours(estargz.WriteOptions{}))
 	if err == nil || !strings.Contains(err.Error(), missing.Digest.String()) {
 		t.Errorf("error %v, want one that names the layer", err)
 	}

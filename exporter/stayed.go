@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/labels"
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/identity"
@@ -35,10 +34,7 @@ type stayed struct {
 
 // noteImage takes note of the layers of an image that aren't of the type. Its base has these DiffIDs.
 func (s *stayed) noteImage(ctx context.Context, remote *solver.Remote, base []digest.Digest, comp compression.Config) {
-	n := 0 // layers that are the base's
-	for n < min(len(base), len(remote.Descriptors)) && base[n].String() == remote.Descriptors[n].Annotations[labels.LabelUncompressed] {
-		n++
-	}
+	n := baseLayers(remote.Descriptors, base)
 	s.note(ctx, remote, comp, func(i int) bool { return i < n })
 }
 

@@ -120,6 +120,22 @@ RUN rm /new/hard && echo b > /new/b
 			}
 		})
 	}
+	t.Run("forced", func(t *testing.T) {
+		push(t, reg, "base:gzip", busybox(t, bigLayer(t, 2<<20)), baseimage.Gzip)
+		s := s
+		s.Dockerfile = "FROM " + reg.Ref("base:gzip") + "\nRUN echo a > /a\n"
+		layers := func(d *daemon.Daemon, tag, attrs string) []digest.Digest {
+			s.Outputs = []string{"type=image,name=" + reg.Ref(tag) + ",push=true,force-compression=true,compression=" + attrs}
+			build(t, d, s)
+			return layerDigests(t, pull(t, reg, tag))
+		}
+		for _, format := range []string{"estargz", "zstdchunked"} {
+			want, got := layers(first, "forced:"+format, format), layers(first, "forced:"+format+"-rewritten", format+",rewrite-timestamp=true")
+			if len(got) != 3 || !slices.Equal(got[:2], want[:2]) || got[2] == want[2] {
+				t.Errorf("%s: layers %v, with the times as they were %v", format, got, want)
+			}
+		}
+	})
 	t.Run("the cache keeps its own", func(t *testing.T) {
 		s := s
 		s.Outputs = []string{"type=image,name=" + reg.Ref("plain:1") + ",push=true,compression=estargz"}
