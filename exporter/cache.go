@@ -8,6 +8,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Cache makes an exporter of caches write lazy layers, as New does with one of images. The name is that of its type. The worker that has
@@ -36,7 +37,7 @@ func Cache(name string, resolve remotecache.ResolveCacheExporterFunc, lists *Lis
 		if err != nil {
 			return nil, err
 		}
-		c.estargz = newEStargz(opt)
+		c.estargz = newEStargz(opt).forCache(func(desc ocispecs.Descriptor) bool { return c.bases()[desc.Digest] })
 		if list, given := attrs[keyPrioritize]; given {
 			if c.estargz.order, err = lists.read(ctx, g, list); err != nil {
 				return nil, err

@@ -30,6 +30,8 @@ type eStargz struct {
 	opt   estargz.WriteOptions // with the level, once it has replaced BuildKit's
 	order *ordering            // nil leaves files where they are
 	tocs  *tocs                // of what is exported, if they are external
+	// inBase reports of a cache's layers whether they are an image's that the build is FROM. Of those of an image, its base's DiffIDs say so.
+	inBase func(ocispecs.Descriptor) bool
 }
 
 // rewrites reports whether layers that this daemon has written otherwise are written again without force.
@@ -50,6 +52,16 @@ func (e *eStargz) replace(c compression.Config) compression.Config {
 		c.Type = &w
 	}
 	return c
+}
+
+// forCache returns the writer for a cache of what is exported: its layers may be others, and so are their tables of contents.
+func (e *eStargz) forCache(inBase func(ocispecs.Descriptor) bool) *eStargz {
+	if e == nil {
+		return nil
+	}
+	w := *e
+	w.tocs, w.inBase = newTOCs(), inBase
+	return &w
 }
 
 // Compress implements compression.Type.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/moby/buildkit/cache"
 	cacheconfig "github.com/moby/buildkit/cache/config"
 	"github.com/moby/buildkit/client"
@@ -14,6 +16,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Exporter is one of BuildKit's exporters behind a check of its attributes.
@@ -83,11 +86,16 @@ type instance struct {
 	estargz  *eStargz     // nil for other compressions
 	chunked  *zstdChunked // the same
 	blobs    Blobs        // nil if it doesn't push
+
+	bases []digest.Digest // DiffIDs of those of all platforms, once it exports
 }
 
 // Config implements exporter.ExporterInstance. The inline cache looks for layers by it.
 func (i *instance) Config() *bkexporter.Config {
-	return bkexporter.NewConfigWithCompression(i.chunked.replace(i.estargz.replace(i.ExporterInstance.Config().Compression())))
+	inBase := func(desc ocispecs.Descriptor) bool {
+		return slices.Contains(i.bases, digest.Digest(desc.Annotations[labels.LabelUncompressed]))
+	}
+	return bkexporter.NewConfigWithCompression(i.chunked.replace(i.estargz.forCache(inBase).replace(i.ExporterInstance.Config().Compression())))
 }
 
 // Export implements exporter.ExporterInstance.
@@ -105,9 +113,14 @@ func (i *instance) Export(ctx context.Context, src *bkexporter.Source, info bkex
 	}
 	left := &stayed{}
 	wrapped := src.Clone()
-	wrapped.Ref = i.wrap(src.Ref, baseOf(src, ""), rewritings[""], left)
+	wrap := func(r cache.ImmutableRef, platform string) cache.ImmutableRef {
+		base := baseOf(src, platform)
+		i.bases = append(i.bases, base...)
+		return i.wrap(r, base, rewritings[platform], left)
+	}
+	wrapped.Ref = wrap(src.Ref, "")
 	for k, r := range src.Refs {
-		wrapped.Refs[k] = i.wrap(r, baseOf(src, k), rewritings[k], left)
+		wrapped.Refs[k] = wrap(r, k)
 	}
 	resp, finalize, desc, err := i.ExporterInstance.Export(ctx, wrapped, info)
 	if err != nil {

@@ -122,7 +122,8 @@ func (o *converting) keep(ctx context.Context, remote *solver.Remote, base []dig
 		}
 		// A TOC that is elsewhere isn't to be found by who doesn't export it, too.
 		_, external := info.Labels[tocLabel]
-		if i < below || !isOurs(info.Labels) || !o.rewrites() && !external {
+		inBase := i < below || o.inBase != nil && o.inBase(desc)
+		if inBase || !isOurs(info.Labels) || !o.rewrites() && !external {
 			o.stay[desc.Digest] = true
 		} else {
 			convert = true

@@ -1,7 +1,9 @@
 package exporter
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,8 +12,13 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
+	cacheconfig "github.com/moby/buildkit/cache/config"
+	"github.com/moby/buildkit/cache/remotecache"
 	bkexporter "github.com/moby/buildkit/exporter"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/util/compression"
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -120,5 +127,75 @@ func TestBaseOf(t *testing.T) {
 	}
 	if got := baseOf(&bkexporter.Source{}, ""); got != nil {
 		t.Errorf("of scratch: %v", got)
+	}
+}
+
+// configured is an image exporter that does nothing.
+type configured struct{ bkexporter.ExporterInstance }
+
+func (c configured) Resolve(context.Context, int, map[string]string) (bkexporter.ExporterInstance, error) {
+	return c, nil
+}
+
+func (configured) Config() *bkexporter.Config {
+	return bkexporter.NewConfigWithCompression(compression.New(compression.EStargz))
+}
+
+func (configured) Export(context.Context, *bkexporter.Source, bkexporter.ExportBuildInfo) (map[string]string, bkexporter.FinalizeFunc, bkexporter.DescriptorReference, error) {
+	return nil, nil, nil, nil
+}
+
+// TestCacheLeavesTheBase exports caches on a base that this daemon has written with other options: its layers stay as they are, those of the build
+// don't, and the tables of contents of an inline cache aren't the image's.
+func TestCacheLeavesTheBase(t *testing.T) {
+	cs := contentStore(t)
+	var layers []ocispecs.Descriptor
+	for _, name := range []string{"base", "own"} {
+		desc, err := convert(t.Context(), cs, put(t, cs, layerTar(t, name)), ours(estargz.WriteOptions{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, *desc)
+	}
+	inline := func() compression.Config {
+		attrs := map[string]string{"compression": "estargz", "estargz-external-toc": "true", "push": "true"}
+		e, err := New("image", configured{}).Resolve(t.Context(), 0, attrs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := fmt.Appendf(nil, `{"rootfs":{"diff_ids":[%q]}}`, layers[0].Annotations[labels.LabelUncompressed])
+		src := &bkexporter.Source{Metadata: map[string][]byte{exptypes.ExporterImageBaseConfigKey: config}}
+		if _, _, _, err := e.Export(t.Context(), src, bkexporter.ExportBuildInfo{}); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if n := len(e.(*instance).estargz.tocs.of); n > 0 {
+				t.Errorf("the image has got %d tables of contents", n)
+			}
+		})
+		return e.Config().Compression()
+	}
+	cache := func() compression.Config {
+		resolve := func(context.Context, session.Group, map[string]string) (remotecache.Exporter, error) {
+			return &cacheTo{comp: compression.New(compression.EStargz)}, nil
+		}
+		bases := func([]string) map[digest.Digest]bool { return map[digest.Digest]bool{layers[0].Digest: true} }
+		e, err := Cache("local", resolve, nil, bases)(t.Context(), session.NewGroup("a"), map[string]string{"compression": "estargz"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.(*cacheExporter).estargz.order = inOrderOf(t, t.TempDir(), "own").Type.(*converting).order
+		return e.Config().Compression
+	}
+	for name, comp := range map[string]func() compression.Config{"inline": inline, "of its own": cache} {
+		t.Run(name, func(t *testing.T) {
+			got, err := GetRemotes(t.Context(), cs, nil, &convertedRef{cs: cs, descs: layers}, false, cacheconfig.RefConfig{Compression: comp()}, false, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if now := got[0].Descriptors; now[0].Digest != layers[0].Digest || now[1].Digest == layers[1].Digest {
+				t.Errorf("layers were %s and %s, and are %s and %s", layers[0].Digest, layers[1].Digest, now[0].Digest, now[1].Digest)
+			}
+		})
 	}
 }
