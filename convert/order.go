@@ -9,7 +9,7 @@ import (
 )
 
 // orderVersion is another one whenever package order makes something else of the same tar and list.
-const orderVersion = 1
+const orderVersion = 2
 
 // InOrder returns the format with the files first in their layers that a list names. The tars of layers are kept in a directory while they
 // are put in order, in files without names; "" is that for temporary files.

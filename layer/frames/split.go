@@ -99,7 +99,7 @@ func (s *splitter) run() (err error) {
 			return err
 		}
 		last, padding = strconv.Quote(h.Name), 0
-		if told = tellable(h); !told {
+		if told = Tellable(h); !told {
 			// Its content comes with the headers of the next entry.
 			s.untold, s.frame.Untold = cmp.Or(s.untold, h.Name), true
 			continue
@@ -113,9 +113,9 @@ func (s *splitter) run() (err error) {
 	}
 }
 
-// tellable reports whether a TOC has a place for an entry. It has none for sparse files, of which the tar leaves out the holes, which a chunk would
+// Tellable reports whether a TOC has a place for an entry. It has none for sparse files, of which the tar leaves out the holes, which a chunk would
 // have to have, nor for types that nobody knows.
-func tellable(h *tar.Header) bool {
+func Tellable(h *tar.Header) bool {
 	for key := range h.PAXRecords {
 		if strings.HasPrefix(key, sparseRecord) {
 			return false

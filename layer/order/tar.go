@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
@@ -31,7 +32,7 @@ type Tar struct {
 func (t *Tar) Close() error { return t.kept.Close() }
 
 // Tar reads a tar up to its end, keeps it in a directory, and returns it in order. It fails when the tar can't be read, the disk is full, or
-// ctx ends and a Read of the tar returns.
+// ctx ends and a Read of the tar returns. What is wrong with a tar that stays as it is, is found out by who reads that.
 func (l *List) Tar(ctx context.Context, r io.Reader, dir string) (_ *Tar, err error) {
 	kept, err := keep(dir)
 	if err != nil {
@@ -49,6 +50,9 @@ func (l *List) Tar(ctx context.Context, r io.Reader, dir string) (_ *Tar, err er
 	}
 	if err := s.w.Flush(); err != nil {
 		return nil, s.full(err)
+	}
+	if found.eager {
+		return &Tar{Reader: part{end: s.n}.reader(kept), kept: kept}, nil
 	}
 	p := newPlan(found.said.restore(found.entries))
 	p.move(l)
@@ -113,6 +117,7 @@ type contents struct {
 	entries []entry // but for landmarks
 	said    record  // what the last landmark says
 	end     int64   // of the last entry
+	eager   bool    // there is an entry for which a TOC has no place, and those behind it haven't been looked at
 }
 
 // contents reads all of the tar.
@@ -133,6 +138,11 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 			return c, s.unread(last, err)
 		}
 		last = strconv.Quote(h.Name)
+		if !frames.Tellable(h) {
+			// Of a sparse file, the tar's reader would make all of its holes.
+			c.eager = true
+			break
+		}
 		e := entry{
 			name: clean(h.Name), start: c.end,
 			directory: h.Typeflag == tar.TypeDir, hardlink: h.Typeflag == tar.TypeLink, global: h.Typeflag == tar.TypeXGlobalHeader,

@@ -252,6 +252,15 @@ func TestAsUpstream(t *testing.T) {
 	}
 }
 
+// TestSparse has tars with sparse files stay as they are, and doesn't read through their holes.
+func TestSparse(t *testing.T) {
+	for version, in := range layertest.Sparse(t) {
+		if out, first := ordered(t, in, "hole\nlast"); !bytes.Equal(out, in) || first != 0 {
+			t.Errorf("%s: %d bytes of %d, of which %d files are first", version, len(out), len(in), first)
+		}
+	}
+}
+
 // A record that isn't one, by chance or by malice, is none.
 func TestRecords(t *testing.T) {
 	for _, said := range []string{"0", "1,0,1", "0,0", "2,9", "-1,1", "x!,1", ","} {
