@@ -70,7 +70,7 @@ type Written struct {
 	End int64
 	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: such a layer is good for being pulled as a whole only. One
 	// that has a name, a target or an xattr's name which isn't UTF-8 has a TOC all the same; with a sparse file, or an entry of an unknown
-	// type, it is the tar, gzip'ed, and nothing else.
+	// type, it is the tar, gzip'ed, and nothing else. So it is with more entries or chunks than readers take.
 	Lossy string
 }
 
@@ -152,7 +152,8 @@ func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 // Put implements frames.Format.
 func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	if fr.Untold {
-		return nil // there will be no TOC
+		f.toc = nil // there will be none
+		return nil
 	}
 	for i := range fr.Records {
 		r := &fr.Records[i]

@@ -53,8 +53,9 @@ type splitter struct {
 
 	frame *Frame // nil when the next byte begins one
 	// lossy is the first name that the TOC can't have, untold the first entry that it has no place for.
-	lossy, untold  string
-	unames, gnames map[int]string // as the entries before have said them
+	lossy, untold   string
+	entries, chunks int64          // that the TOC has
+	unames, gnames  map[int]string // as the entries before have said them
 }
 
 func newSplitter(ctx context.Context, r io.Reader, opt Options, send func(*Frame)) *splitter {
@@ -99,7 +100,7 @@ func (s *splitter) run() (err error) {
 			return err
 		}
 		last, padding = strconv.Quote(h.Name), 0
-		if told = Tellable(h); !told {
+		if told = Tellable(h) && s.room(h); !told {
 			// Its content comes with the headers of the next entry.
 			s.untold, s.frame.Untold = cmp.Or(s.untold, h.Name), true
 			continue
@@ -126,6 +127,23 @@ func Tellable(h *tar.Header) bool {
 		return true
 	}
 	return false
+}
+
+// room reports whether the TOC of an entry more is one that readers take, and counts the entry if so.
+func (s *splitter) room(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return true
+	}
+	var chunks int64
+	if h.Typeflag == tar.TypeReg && h.Size > 0 {
+		chunks = (h.Size-1)/s.chunkSize + 1
+	}
+	if s.entries == layer.MaxEntries || chunks > layer.MaxChunks-s.chunks {
+		return false
+	}
+	s.entries++
+	s.chunks += chunks
+	return true
 }
 
 // ends reports whether a tar may end with what is behind the last payload: its padding, and nothing or zeros. Archive/tar doesn't mind other

@@ -94,7 +94,8 @@ type Output struct {
 	Sums []digest.Digest
 	// Lossy is the first entry, if there is one, that the TOC can't have as it is.
 	Lossy string
-	// Untold is the first entry, if there is one, that a TOC has no place for: a sparse file, or one of an unknown type.
+	// Untold is the first entry, if there is one, that a TOC has no place for: a sparse file, one of an unknown type, or one more than readers
+	// take, see [layer.MaxEntries] and [layer.MaxChunks].
 	Untold string
 
 	w         io.Writer

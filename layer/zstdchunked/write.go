@@ -48,7 +48,7 @@ type Written struct {
 	TOC []byte
 	End int64
 	// Lossy is the first entry, if there is one, that the TOC can't say as the tar does: names that aren't UTF-8, two of one name, times that
-	// RFC 3339 doesn't know, headers for all of the tar, sparse files, entries of unknown types. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
+	// RFC 3339 doesn't know, headers for all of the tar, sparse files, entries of unknown types, and more of them or of chunks than readers take. Podman refuses a layer whose TOC isn't what the tar is. Such a layer is written without one, and has no
 	// annotations.
 	Lossy string
 }
@@ -147,7 +147,8 @@ func (f *format) Pack(fr *frames.Frame) ([]byte, error) {
 // Put implements frames.Format.
 func (f *format) Put(fr *frames.Frame, at int64, _ int) error {
 	if fr.Untold {
-		return nil // there will be no TOC
+		f.toc = nil // there will be none
+		return nil
 	}
 	for i := range fr.Records {
 		r := &fr.Records[i]
