@@ -1,6 +1,7 @@
 package zstdchunked
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,13 +19,17 @@ import (
 type Tar struct {
 	layer   *layer.Layer
 	chunk   func(i int) ([]byte, error)
-	entries storage.Unpacker
+	split   *limited      // to what an entry may take
+	entries *json.Decoder // storage.Unpacker would keep all names
 	packed  io.Closer
 
 	at        []byte // what is read next
 	next, end uint32 // chunks behind it, of the file at hand
 	err       error
 }
+
+// maxSplitEntry bounds an entry of the headers, in bytes of JSON, as it is in memory as a whole. Those of this package's writer take 6 MiB at most.
+const maxSplitEntry = 16 << 20
 
 // OpenTar returns the tar of a layer whose headers are split, the compressed bytes that [TarSplitAnnotation] says where to find. chunk returns a chunk
 // of the layer, in bytes that it may use again for the next one.
@@ -33,7 +38,8 @@ func OpenTar(split io.Reader, l *layer.Layer, chunk func(i int) ([]byte, error))
 	if err != nil {
 		return nil, fmt.Errorf("headers of the tar: %w", err)
 	}
-	return &Tar{layer: l, chunk: chunk, entries: storage.NewJSONUnpacker(&limited{zr, toc.MaxSize}), packed: zr}, nil
+	bounded := &limited{r: &limited{r: zr, max: toc.MaxSize}, max: maxSplitEntry}
+	return &Tar{layer: l, chunk: chunk, split: bounded, entries: json.NewDecoder(bounded), packed: zr}, nil
 }
 
 // Read implements io.Reader.
@@ -56,8 +62,9 @@ func (t *Tar) more() (err error) {
 		t.next++
 		return err
 	}
-	e, err := t.entries.Next()
-	if errors.Is(err, io.EOF) {
+	var e storage.Entry
+	t.split.n = 0
+	if err := t.entries.Decode(&e); errors.Is(err, io.EOF) {
 		return io.EOF
 	} else if err != nil {
 		return fmt.Errorf("headers of the tar: %w", err)

@@ -108,6 +108,39 @@ func TestTarFails(t *testing.T) {
 	}
 }
 
+// TestTarInPieces reads headers of which each entry is small enough to be in memory, and all together aren't; one that is too large is an error.
+func TestTarInPieces(t *testing.T) {
+	in := layertest.Tar(t, layertest.File("a", "content"))
+	b, _ := packed(t, in, 0)
+	l := open(t, b, bytes.NewReader(b.data)).Layer
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	segment := func(size int) string { return `{"type":2,"payload":"` + strings.Repeat("AAAA", size/3) + `"}` }
+	for name, c := range map[string]struct {
+		split string
+		want  int64
+		err   error
+	}{
+		"many":          {strings.Repeat(segment(6<<20), 6), 36 << 20, nil},
+		"large":         {segment(3) + segment(15<<20), 3, layer.ErrLimit},
+		"a large name":  {`{"type":1,"name":"` + strings.Repeat("a", 17<<20) + `"}`, 0, layer.ErrLimit},
+		"a large field": {segment(3) + `{"other":` + strings.Repeat(" ", 17<<20) + `1}`, 3, layer.ErrLimit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tr, err := zstdchunked.OpenTar(bytes.NewReader(enc.EncodeAll([]byte(c.split), nil)), l, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tr.Close()
+			if n, err := io.Copy(io.Discard, tr); n != c.want || !errors.Is(err, c.err) {
+				t.Errorf("%d bytes, %v; want %d, %v", n, err, c.want, c.err)
+			}
+		})
+	}
+}
+
 // Headers are anything: what comes of them is bounded, and made of chunks that there are.
 func FuzzTar(f *testing.F) {
 	in := layertest.Tar(f, layertest.File("a", "content"), layertest.Dir("d"), layertest.File("d/b", strings.Repeat("b", 2000)))

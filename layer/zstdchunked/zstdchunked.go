@@ -126,7 +126,7 @@ func parse(packed []byte, end int64, want digest.Digest, dialect Dialect) (*Blob
 		return nil, fmt.Errorf("%w: %w", toc.Err, err)
 	}
 	defer zr.Close()
-	table, err := toc.Read(&limited{zr, toc.MaxSize}, opt)
+	table, err := toc.Read(&limited{r: zr, max: toc.MaxSize}, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -143,14 +143,14 @@ func parse(packed []byte, end int64, want digest.Digest, dialect Dialect) (*Blob
 
 // limited is an io.LimitedReader that says so.
 type limited struct {
-	r    io.Reader
-	left int64
+	r      io.Reader
+	n, max int64
 }
 
 func (l *limited) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
-	if l.left -= int64(n); l.left < 0 {
-		return 0, fmt.Errorf("%w: more than %d bytes", layer.ErrLimit, toc.MaxSize)
+	if l.n += int64(n); l.n > l.max {
+		return 0, fmt.Errorf("%w: more than %d bytes", layer.ErrLimit, l.max)
 	}
 	return n, err
 }
