@@ -10,8 +10,8 @@
 // entry are its parents, their whiteouts and opaque markers, and the target of a hardlink; entries of one name stay together, so that the
 // last one still counts. An entry's headers, content and padding are copied byte by byte.
 //
-// A tar with an entry for which a table of contents has no place stays as it is, without a landmark: the layer is pulled whole, and so it doesn't
-// matter what is first in it.
+// A tar that no reader takes stays as it is, without a landmark: one with an entry for which a table of contents has no place, with a name that no
+// filesystem has, or more entries than [layer.MaxEntries]. Its layer is pulled whole, and so it doesn't matter what is first in it.
 //
 // The landmark says in a record of its header where the moved entries come from. When such a tar is ordered by another list, it is
 // put in its first order before. So what comes out depends on the list and on the layer, not on what else it was ordered by.

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
 
@@ -46,7 +47,7 @@ func (p *plan) move(l *List) {
 	for i := range l.items {
 		it := &l.items[i]
 		if len(p.byName[it.path]) > 0 {
-			p.moveName(it.path)
+			p.moveName(it.path, 0)
 			continue
 		}
 		if it.glob == "" {
@@ -54,23 +55,29 @@ func (p *plan) move(l *List) {
 		}
 		for _, e := range p.entries {
 			if !e.global && it.matches(e.name) && !strings.HasPrefix(path.Base(e.name), whiteoutPrefix) {
-				p.moveName(e.name)
+				p.moveName(e.name, 0)
 			}
 		}
 	}
 }
 
+// maxDepth is how many names moveName goes on by, to parents and from link to link: a name has 2,048 parents at most, and a link one target as a rule.
+const maxDepth = 10_000
+
 // moveName moves all entries of a name, and before them what they need. It reports whether it has, or could.
-func (p *plan) moveName(name string) bool {
+func (p *plan) moveName(name string, depth int) bool {
 	if moved, begun := p.begun[name]; begun {
 		return moved
+	}
+	if depth > maxDepth || len(p.begun) > layer.MaxEntries {
+		return false // no reader takes so many, with those of parents
 	}
 	p.begun[name] = false
 	is := p.byName[name]
 	if name != "" {
 		parent, base := path.Split(name)
-		parent = clean(parent)
-		p.moveName(parent)
+		parent = strings.TrimSuffix(parent, "/")
+		p.moveName(parent, depth+1)
 		if len(is) > 0 {
 			p.moveBefore(path.Join(parent, opaqueMarker), is[0])
 			p.moveBefore(path.Join(parent, whiteoutPrefix+base), is[0])
@@ -86,7 +93,7 @@ func (p *plan) moveName(name string) bool {
 			continue
 		}
 		// What comes behind the link isn't what it means.
-		if to := p.byName[e.link]; len(to) > 0 && to[0] < i && !p.moveName(e.link) {
+		if to := p.byName[e.link]; len(to) > 0 && to[0] < i && !p.moveName(e.link, depth+1) {
 			return false
 		}
 	}

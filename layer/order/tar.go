@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/frames"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/toc"
 )
@@ -117,7 +118,7 @@ type contents struct {
 	entries []entry // but for landmarks
 	said    record  // what the last landmark says
 	end     int64   // of the last entry
-	eager   bool    // there is an entry for which a TOC has no place, and those behind it haven't been looked at
+	eager   bool    // nobody mounts the layer lazily, and entries haven't been looked at up to the end
 }
 
 // contents reads all of the tar.
@@ -138,17 +139,16 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 			return c, s.unread(last, err)
 		}
 		last = strconv.Quote(h.Name)
-		if !frames.Tellable(h) {
-			// Of a sparse file, the tar's reader would make all of its holes.
-			c.eager = true
-			break
-		}
 		e := entry{
 			name: clean(h.Name), start: c.end,
 			directory: h.Typeflag == tar.TypeDir, hardlink: h.Typeflag == tar.TypeLink, global: h.Typeflag == tar.TypeXGlobalHeader,
 		}
 		if e.hardlink {
 			e.link = clean(h.Linkname)
+		}
+		if !mountable(h, &e) || len(c.entries) == layer.MaxEntries {
+			c.eager = true
+			break
 		}
 		landmark, err := content(h, e.name, tr)
 		if err != nil {
@@ -169,6 +169,12 @@ func (s *spool) contents(ctx context.Context) (c contents, err error) {
 		return c, s.unread(last, io.ErrUnexpectedEOF)
 	}
 	return c, nil
+}
+
+// mountable reports whether readers may take a layer with an entry. Of a sparse file, the tar's reader would make all of its holes; names could be
+// a megabyte, and so take more memory than there is.
+func mountable(h *tar.Header, e *entry) bool {
+	return frames.Tellable(h) && len(e.name) <= layer.MaxPath && len(e.link) <= layer.MaxPath
 }
 
 // content reads that of an entry, and reports whether it is a landmark. A file that is only called so is none.

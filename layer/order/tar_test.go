@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +21,7 @@ import (
 	stargz "github.com/containerd/stargz-snapshotter/estargz"
 	"golang.org/x/sys/unix"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/estargz"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/order"
@@ -258,6 +261,49 @@ func TestSparse(t *testing.T) {
 		if out, first := ordered(t, in, "hole\nlast"); !bytes.Equal(out, in) || first != 0 {
 			t.Errorf("%s: %d bytes of %d, of which %d files are first", version, len(out), len(in), first)
 		}
+	}
+}
+
+// TestHostile has tars that ask for more memory than there is, or stack. What no reader takes stays as it is, and what is unheard of where it is.
+func TestHostile(t *testing.T) {
+	var deep, links []layertest.Entry
+	for i := range 300 {
+		deep = append(deep, file(fmt.Sprint(i, "/")+strings.Repeat("a/", 2000)+"x", ""))
+	}
+	links = append(links, file("0", ""))
+	for i := range 100_000 {
+		links = append(links, link(fmt.Sprint(i+1), fmt.Sprint(i)))
+	}
+	long := strings.Repeat("a/", 20_000) + "x"
+	for name, c := range map[string]struct {
+		in    io.Reader
+		list  string
+		moves bool
+	}{
+		"a long name":    {bytes.NewReader(layertest.Tar(t, file("b/x", ""), file(long, ""))), "**/x", false},
+		"a link to one":  {bytes.NewReader(layertest.Tar(t, file("b/x", ""), link("l", long))), "b/x", false},
+		"many names":     {bytes.NewReader(bytes.Repeat(layertest.Tar(t, file("x", ""))[:512], layer.MaxEntries+1)), "x", false},
+		"many parents":   {bytes.NewReader(layertest.Tar(t, deep...)), "**/x", true},
+		"links to links": {bytes.NewReader(layertest.Tar(t, links...)), "100000", false},
+		"some of these":  {bytes.NewReader(layertest.Tar(t, links[:5000]...)), "4999", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer debug.SetMaxStack(debug.SetMaxStack(16 << 20))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			o, err := parse(t, c.list).Tar(t.Context(), c.in, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer o.Close()
+			runtime.ReadMemStats(&after)
+			if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 512 {
+				t.Errorf("took %d MB", took)
+			}
+			if (o.First > 0) != c.moves {
+				t.Errorf("%d files are first, want any: %t", o.First, c.moves)
+			}
+		})
 	}
 }
 
