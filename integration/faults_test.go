@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -290,4 +291,39 @@ func testRegistryGoneDuringRUN(t *testing.T) {
 	remove()
 	res := build(t, d, s)
 	wantContains(t, "output", res.Output(), digest.FromString(noise(12, 1<<20)).Encoded())
+}
+
+// TestFailedStepIsNotBlamedOnAnotherBuild has a step fail by itself, while another build's registry is gone: its error says nothing of that.
+func TestFailedStepIsNotBlamedOnAnotherBuild(t *testing.T) {
+	eachDoor(t, testFailedStepIsNotBlamedOnAnotherBuild)
+}
+
+func testFailedStepIsNotBlamedOnAnotherBuild(t *testing.T) {
+	reg, others := startRegistry(t, registry.Options{}), startRegistry(t, registry.Options{})
+	push(t, reg, "base:1", busybox(t, layer(t, "own", baseimage.File("own", "own\n"))), baseimage.EStargz)
+	img, _ := push(t, others, "private:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + plainHTTP(others) + "[lazy]\nfetch-timeout = \"3s\"\n"})
+	begun, over := make(chan struct{}), make(chan struct{})
+	begin := sync.OnceFunc(func() { close(begun) })
+	hold := reg.OnSignal("hold", func(*http.Request) string { begin(); <-over; return "" })
+	gone := others.OnSignal("gone", func(*http.Request) string {
+		others.Faults.Add(registry.Fault{Kind: registry.Reset, Match: registry.MatchAny})
+		return ""
+	})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(over)
+	wg.Go(func() {
+		defer begin()
+		msg := buildFails(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:1") + "\nRUN wget -q -O /dev/null " + hold + "; exit 7\n"})
+		wantContains(t, "error", msg, "exit code: 7")
+		for _, part := range []string{"lazy layers", others.Host, "private"} {
+			if strings.Contains(msg, part) {
+				t.Errorf("the error of a step that failed by itself says %q: %s", part, msg)
+			}
+		}
+	})
+	<-begun
+	msg := buildFails(t, d, client.Solve{Dockerfile: "FROM " + others.Ref("private:1") + "\nRUN wget -q -O /dev/null " + gone + "; sha256sum /big/12\n"})
+	wantContains(t, "error", msg, layerDigests(t, img)[1].String(), others.Host)
 }

@@ -82,9 +82,9 @@ func (w *Worker) account(ctx context.Context) (context.Context, error) {
 	return source.WithSizes(ctx, sizes), nil
 }
 
-// share returns what the records of a blob, of those, take beside it, and which these are: of lazy layers what the store has of them, which may be
-// nothing any more, and what forced exports have made of them; and the files of layers that were unpacked below lazy ones, of which BuildKit isn't
-// told. Records of the same blob take the same.
+// share returns, by blobs, what a record takes beside its blob, and the records that do: of a lazy layer what the store has of it, which may be nothing
+// any more, and what forced exports have made of it; of one that was unpacked below lazy ones, of which BuildKit isn't told, the files. Records of the
+// same blob take the same.
 func (w *Worker) share(ctx context.Context, held map[digest.Digest]int64, records []cache.RefMetadata) (sizes map[digest.Digest]int64, of map[digest.Digest][]cache.RefMetadata, err error) {
 	sizes, of = map[digest.Digest]int64{}, map[digest.Digest][]cache.RefMetadata{}
 	converted := map[digest.Digest]bool{} // that are counted
