@@ -26,7 +26,7 @@ func TestExportExternalTOC(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	base, _ := push(t, reg, "base:estargz", busybox(t), baseimage.EStargz)
 	root := t.TempDir()
-	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg), Root: root})
+	d := startDaemon(t, daemon.Options{Config: "debug = true\n" + plainHTTP(reg), Root: root})
 	dir := t.TempDir()
 	writeFile(t, dir, "list", "/app/lib/30\n")
 	export := func(t *testing.T, tag, attrs string) v1.Image {
@@ -140,6 +140,20 @@ func TestExportExternalTOC(t *testing.T) {
 			if toc, ok := l.Annotations[estargz.TOCJSONDigestAnnotation]; ok {
 				t.Errorf("layer %d promises a table of contents, %s, which is nowhere", i, toc)
 			}
+		}
+	})
+	t.Run("on a base of ours, with an inline cache", func(t *testing.T) {
+		build(t, d, client.Solve{Dockerfile: "FROM " + reg.Ref("base:estargz") + "\nRUN echo a > /a\nRUN echo b > /b\n", Outputs: imageTo(reg, "ours:1", "")})
+		before := conversions(d)
+		build(t, d, client.Solve{
+			Dockerfile: "FROM " + reg.Ref("ours:1") + "\nRUN echo c > /c\n", Outputs: imageTo(reg, "ours:2", ",estargz-external-toc=true"), CacheTo: []string{"type=inline"},
+		})
+		kept, err := pull(t, reg, "ours:2-esgztoc").Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if converted := conversions(d) - before; len(kept.Layers) != 1 || converted != 0 {
+			t.Errorf("there are %d tables of contents, want 1, and %d layers were converted", len(kept.Layers), converted)
 		}
 	})
 	t.Run("no place for it", func(t *testing.T) {
