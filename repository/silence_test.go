@@ -17,7 +17,7 @@ import (
 )
 
 // quiet is how long the registries of these tests may be silent.
-const quiet = 300 * time.Millisecond
+const quiet = time.Second
 
 func patientRegistry(t *testing.T, reg *repositorytest.Registry) *registry {
 	t.Helper()

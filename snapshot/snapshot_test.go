@@ -33,6 +33,9 @@ import (
 func TestConformance(t *testing.T) { eachDoor(t, testConformance) }
 
 func testConformance(t *testing.T, door string) {
+	if testing.Short() {
+		t.Skip("it does one thing after the other, which takes long under the race detector")
+	}
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: run it as root")
 	}
