@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,8 +93,12 @@ func interrupt(t *testing.T, name string, args ...string) {
 	if mounts, err := daemon.MountsBelow(dir); err != nil || len(mounts) > 0 {
 		t.Errorf("%s left mounts %q, %v", name, mounts, err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		t.Errorf("%s left files %v, %v", name, left, err)
+	var left []string
+	if err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		left = append(left, strings.TrimPrefix(path, dir))
+		return err
+	}); err != nil || len(left) > 1 {
+		t.Errorf("%s left files %q, %v\n%s", name, left[1:], err, said.String())
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {

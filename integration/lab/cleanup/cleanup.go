@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -21,23 +22,26 @@ import (
 
 var (
 	mu      sync.Mutex
-	next    int
-	undos   = map[int]func(){}
-	order   []int
+	order   []*entry
 	running int // undos that have begun and not ended
 	ended   = sync.NewCond(&mu)
 )
 
+// entry is something that is registered.
+type entry struct {
+	undo  func()
+	begun bool          // guarded by mu
+	done  chan struct{} // closed when undo has ended
+}
+
 // Add registers undo and returns a function that runs it, once, and forgets
-// it. Both are safe for concurrent use.
+// it. If somebody else runs it already, that waits for its end: what was registered before may rely on it. Both are safe for concurrent use.
 func Add(undo func()) (run func()) {
 	mu.Lock()
 	defer mu.Unlock()
-	id := next
-	next++
-	undos[id] = undo
-	order = append(order, id)
-	return func() { runOne(id) }
+	e := &entry{undo: undo, done: make(chan struct{})}
+	order = append(order, e)
+	return e.run
 }
 
 // TempDir makes a directory for everything temporary of this process and those that it starts, and
@@ -80,36 +84,31 @@ func All() {
 			mu.Unlock()
 			return
 		}
-		id := order[len(order)-1]
+		e := order[len(order)-1]
 		mu.Unlock()
-		runOne(id)
+		e.run()
 	}
 }
 
-func runOne(id int) {
+func (e *entry) run() {
 	mu.Lock()
-	undo := undos[id]
-	delete(undos, id)
-	for i, o := range order {
-		if o == id {
-			order = append(order[:i], order[i+1:]...)
-			break
-		}
-	}
-	if undo != nil {
-		running++
-	}
-	mu.Unlock()
-	if undo == nil {
+	if e.begun {
+		mu.Unlock()
+		<-e.done
 		return
 	}
+	e.begun = true
+	order = slices.DeleteFunc(order, func(o *entry) bool { return o == e })
+	running++
+	mu.Unlock()
 	defer func() {
+		close(e.done)
 		mu.Lock()
 		running--
 		mu.Unlock()
 		ended.Broadcast()
 	}()
-	undo()
+	e.undo()
 }
 
 // Trap runs [All] on SIGINT or SIGTERM and exits with status 130. The

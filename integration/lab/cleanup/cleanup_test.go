@@ -25,3 +25,23 @@ func TestAllWaitsForOthers(t *testing.T) {
 		}
 	})
 }
+
+// TestOthersWaitForAll undoes things in the ordinary way while a signal's All has begun: what's older comes after what All undoes.
+func TestOthersWaitForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var done []string
+		older := Add(func() { done = append(done, "older") })
+		newer := Add(func() {
+			time.Sleep(time.Second)
+			done = append(done, "newer")
+		})
+		go All()
+		synctest.Wait()
+		newer()
+		older()
+		if want := []string{"newer", "older"}; !slices.Equal(done, want) {
+			t.Errorf("undone: %v, want %v", done, want)
+		}
+		synctest.Wait()
+	})
+}
