@@ -343,14 +343,10 @@ func TestByDigest(t *testing.T) {
 	}
 }
 
-// TestOCILayoutContext builds from an OCI layout of the client's disk. Its layers are unpacked, and a step sees as little
-// of their format as it would if they were lazy.
-func TestOCILayoutContext(t *testing.T) {
-	img, err := busybox(t, bigLayer(t, 2<<20)).Build(t.Context(), baseimage.EStargz)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
+// ociLayout writes an image to an OCI layout of its own, and returns its directory.
+func ociLayout(t *testing.T, img v1.Image) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	path, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		t.Fatal(err)
@@ -358,6 +354,17 @@ func TestOCILayoutContext(t *testing.T) {
 	if err := path.AppendImage(img); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// TestOCILayoutContext builds from an OCI layout of the client's disk. Its layers are unpacked, and a step sees as little
+// of their format as it would if they were lazy.
+func TestOCILayoutContext(t *testing.T) {
+	img, err := busybox(t, bigLayer(t, 2<<20)).Build(t.Context(), baseimage.EStargz)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := ociLayout(t, img)
 	dgst, err := img.Digest()
 	if err != nil {
 		t.Fatal(err)
@@ -385,14 +392,7 @@ func TestOCILayoutContext(t *testing.T) {
 func TestOCILayoutOfAMountedImage(t *testing.T) {
 	reg := startRegistry(t, registry.Options{})
 	img, dgst := push(t, reg, "base:1", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
-	dir := t.TempDir()
-	path, err := layout.Write(dir, empty.Index)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := path.AppendImage(img); err != nil {
-		t.Fatal(err)
-	}
+	dir := ociLayout(t, img)
 	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nfetch-timeout = \"6s\"\n"})
 	reads := func(from string, i uint64, more client.Solve) {
 		t.Helper()
