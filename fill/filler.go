@@ -15,7 +15,7 @@ import (
 
 // Fetcher reads a range of a blob. blob.Reader is one. A body that doesn't come over the link has a method Local() bool that
 // returns true: how fast it arrives says nothing of the link. One that is cut out of a whole blob, all in front of it being received as
-// well, has a method Whole() bool that does: see whole.go.
+// well, has a method Whole() bool that does: see whole.go. Source() string, if there is such a method, is who sends it, as [Refetcher] wants to know.
 type Fetcher interface {
 	Fetch(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }

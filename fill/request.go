@@ -72,11 +72,10 @@ func (r *request) receive(ctx context.Context) error {
 		return err
 	}
 	defer body.Close()
-	if name := sourceOf(body); name != "" {
+	if name := SourceOf(body); name != "" {
 		r.f.count.source.Store(&name)
 	}
-	kept, ok := body.(interface{ Local() bool })
-	local, whole := ok && kept.Local(), isWhole(body)
+	local, whole := isLocal(body), IsWhole(body)
 	if !local {
 		r.f.answered(whole)
 	}
@@ -90,12 +89,12 @@ func (r *request) receive(ctx context.Context) error {
 				return err
 			}
 		}
-		r.f.s.arriving(fl, a, sourceOf(body))
+		r.f.s.arriving(fl, a, SourceOf(body))
 		if err := a.fill(in); err != nil {
 			return err
 		}
 		pos = fr.End()
-		r.f.s.arrived(fl, a, sourceOf(body)) // which may have changed
+		r.f.s.arrived(fl, a, SourceOf(body)) // which may have changed
 	}
 	return nil
 }
@@ -105,14 +104,6 @@ func (r *request) fetch(ctx context.Context) (io.ReadCloser, error) {
 		return re.Refetch(ctx, r.off, r.end-r.off, r.from)
 	}
 	return r.f.from.Fetch(ctx, r.off, r.end-r.off)
-}
-
-// sourceOf returns who sends a body, "" if it doesn't say.
-func sourceOf(body io.Reader) string {
-	if src, ok := body.(interface{ Source() string }); ok {
-		return src.Source()
-	}
-	return ""
 }
 
 // counted takes note of bytes when they arrive.

@@ -1,9 +1,6 @@
 package fill
 
-import (
-	"errors"
-	"io"
-)
+import "errors"
 
 // A registry that has stopped to serve ranges sends the blob from its start, and all that is in front of a range is received for nothing. So what
 // nobody waits for has no request of its own as long as it does: of a layer that is fetched in the background the bytes would be the square.
@@ -11,12 +8,6 @@ import (
 
 // errWhole is why something isn't fetched that nobody waits for.
 var errWhole = errors.New("the registry sends the whole blob")
-
-// isWhole reports whether a body is cut out of a whole blob.
-func isWhole(body io.Reader) bool {
-	b, ok := body.(interface{ Whole() bool })
-	return ok && b.Whole()
-}
 
 // answered takes note of whether a request was answered by the whole blob.
 func (f *Filler) answered(whole bool) {

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 	"github.com/buildkitd-lazy/buildkitd-lazy/store"
 )
 
@@ -92,7 +93,7 @@ func (e *engine) readEnd(src layerSource, key store.Key, size int64) *end {
 		return x
 	}
 	defer body.Close()
-	x.source = sourceOf(body)
+	x.source = fill.SourceOf(body)
 	p := make([]byte, size-off)
 	if _, err := io.ReadFull(body, p); err == nil {
 		x.tail = tail{off, p}

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 )
 
 const (
@@ -188,7 +189,7 @@ func (b *relay) Read(p []byte) (int, error) {
 }
 
 // Source tells package fill.
-func (b *relay) Source() string { return sourceOf(b.ReadCloser) }
+func (b *relay) Source() string { return fill.SourceOf(b.ReadCloser) }
 
 // Whole tells package fill.
-func (b *relay) Whole() bool { return isWhole(b.ReadCloser) }
+func (b *relay) Whole() bool { return fill.IsWhole(b.ReadCloser) }

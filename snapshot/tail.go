@@ -63,7 +63,7 @@ type headed struct {
 func (h headed) Read(p []byte) (int, error) { return h.all.Read(p) }
 
 // Source tells package fill.
-func (h headed) Source() string { return sourceOf(h.ReadCloser) }
+func (h headed) Source() string { return fill.SourceOf(h.ReadCloser) }
 
 // Whole tells package fill.
-func (h headed) Whole() bool { return isWhole(h.ReadCloser) }
+func (h headed) Whole() bool { return fill.IsWhole(h.ReadCloser) }

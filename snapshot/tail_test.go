@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"testing"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 )
 
 // asked is a Fetcher that remembers what was asked of it.
@@ -74,7 +76,7 @@ func TestTailSaysWhereTheRestComesFrom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := sourceOf(body); got != want {
+		if got := fill.SourceOf(body); got != want {
 			t.Errorf("bytes from %d on are sent by %q, want %q", off, got, want)
 		}
 		if b, ok := body.(interface{ Whole() bool }); (ok && b.Whole()) != (want != "") {

@@ -197,23 +197,9 @@ func (s *served) answered(n int64) {
 
 // from takes note of who sends a body, which is nil if nobody does.
 func (s *served) from(body io.ReadCloser) {
-	if name := sourceOf(body); name != "" {
+	if name := fill.SourceOf(body); name != "" {
 		s.counts.source.Store(&name)
 	}
-}
-
-// isWhole reports whether a body is cut out of a whole blob: see blob.Reader.
-func isWhole(body io.Reader) bool {
-	b, ok := body.(interface{ Whole() bool })
-	return ok && b.Whole()
-}
-
-// sourceOf returns who sends a body, "" if it isn't a blob.Reader's.
-func sourceOf(body io.Reader) string {
-	if src, ok := body.(interface{ Source() string }); ok {
-		return src.Source()
-	}
-	return ""
 }
 
 // spanOpen starts the span of an opening, below the one of the mount that asked for it first. Without one there is none.

@@ -16,6 +16,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/blob"
+	"github.com/buildkitd-lazy/buildkitd-lazy/fill"
 )
 
 // Stream reads the blob of a lazy layer from the registry that has it, for whoever sends it elsewhere: nothing of it is kept. It is
@@ -198,13 +199,9 @@ func (s *stream) verify() error {
 		s.corrupt.remove(want)
 		return nil
 	}
-	var from string
-	if src, ok := s.body.(interface{ Source() string }); ok {
-		from = src.Source()
-	}
 	return &corruptError{
 		err:   fmt.Errorf("blob %s of %s: what the registry has sent has the digest %s", want, s.blob.Repository(), got),
-		again: s.corrupt.add(want, from),
+		again: s.corrupt.add(want, fill.SourceOf(s.body)),
 	}
 }
 
