@@ -53,7 +53,7 @@ func TestBadInput(t *testing.T) {
 		"gzip ends early": {piece: truncated, want: []string{"unexpected EOF", "the source is damaged; make it anew"}},
 		"gzip is broken":  {piece: broken, want: []string{"checksum", "the source is damaged; make it anew"}},
 		"no tar":          {piece: piece{tar: []byte("x"), blob: []byte(strings.Repeat("no tar", 500)), mediaType: ocispecs.MediaTypeImageLayer}, want: []string{"tar", "the source is damaged"}},
-		"wrong DiffID":    {piece: otherDiff, want: []string{"the source is damaged"}},
+		"wrong DiffID":    {piece: otherDiff, want: []string{"its DiffID is " + digest.FromBytes(good.tar).String(), "the source is damaged"}},
 		"blob is gone":    {piece: good, fault: func(reg *repositorytest.Registry) { reg.DeleteBlob("src", digest.FromBytes(good.blob)) }, want: []string{"404"}},
 		"no right to push": {piece: good, fault: func(reg *repositorytest.Registry) {
 			reg.Fault = func(w http.ResponseWriter, r *http.Request) bool {

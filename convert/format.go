@@ -37,6 +37,8 @@ type Format interface {
 type Written struct {
 	Digest, DiffID digest.Digest
 	Size           int64
+	// Tar is the digest of the tar, of which the DiffID may be another one.
+	Tar digest.Digest
 	// Annotations are what readers want in the descriptor.
 	Annotations map[string]string
 	// Lossy is a name that the format can't hold, "" if there is none. Such a layer isn't lazy.
@@ -115,7 +117,7 @@ func (e eStargz) Write(ctx context.Context, w io.Writer, tar io.Reader) (Written
 	if err != nil {
 		return Written{}, err
 	}
-	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Lossy: made.Lossy}
+	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Tar: made.Tar, Lossy: made.Lossy}
 	if made.Lossy == "" {
 		_, err := estargz.Parse(made.TOC, made.End, estargz.Options{TOCDigest: made.TOCDigest})
 		if out.Unusable, err = holds(err); err != nil || out.Unusable != "" {

@@ -5,8 +5,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	gohash "hash"
@@ -283,17 +281,16 @@ func (c *conversion) converted(ctx context.Context, b *blobJob) error {
 		return err
 	}
 	defer up.Cancel()
-	diff := sha256.New()
 	decompressed := &failingReader{Reader: plain}
-	made, err := c.opt.Format.Write(ctx, up, io.TeeReader(decompressed, diff))
+	made, err := c.opt.Format.Write(ctx, up, decompressed)
 	if err != nil {
 		return in.explain(err, decompressed.err)
 	}
 	if err := in.verify(); err != nil {
 		return err
 	}
-	if got := sumOf(diff); got != b.diffID {
-		return fmt.Errorf("its DiffID is %s, and not %s as the image's configuration says: "+damaged, got, b.diffID)
+	if made.Tar != b.diffID {
+		return fmt.Errorf("its DiffID is %s, and not %s as the image's configuration says: "+damaged, made.Tar, b.diffID)
 	}
 	if err := up.Commit(ctx, made.Digest, made.Size); err != nil {
 		return err
@@ -410,10 +407,6 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		return z.IOReadCloser(), nil
 	}
 	return io.NopCloser(in), nil
-}
-
-func sumOf(h gohash.Hash) digest.Digest {
-	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
 }
 
 // explain says what to do about errors that don't say it themselves.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/order"
 )
 
@@ -28,12 +30,13 @@ func (o ordered) Key() string {
 
 // Write implements Format.
 func (o ordered) Write(ctx context.Context, w io.Writer, tar io.Reader) (Written, error) {
-	t, err := o.list.Tar(ctx, tar, o.dir)
+	before := digest.SHA256.Digester()
+	t, err := o.list.Tar(ctx, io.TeeReader(tar, before.Hash()), o.dir)
 	if err != nil {
 		return Written{}, err
 	}
 	defer t.Close()
 	made, err := o.Format.Write(ctx, w, t)
-	made.First = t.First
+	made.Tar, made.First = before.Digest(), t.First
 	return made, err
 }

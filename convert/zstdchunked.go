@@ -20,6 +20,7 @@ func NewZstdChunked(opt zstdchunked.WriteOptions) Format {
 	if opt.ChunkSize == 0 {
 		opt.ChunkSize = frames.DefaultChunkSize
 	}
+	opt.NoDiffID = false // it's compared with what the image says
 	return zstdChunked{opt}
 }
 
@@ -73,7 +74,7 @@ func (z zstdChunked) Write(ctx context.Context, w io.Writer, tar io.Reader) (Wri
 	if err != nil {
 		return Written{}, err
 	}
-	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Lossy: made.Lossy}
+	out := Written{Digest: made.Digest, DiffID: made.DiffID, Size: made.Size, Tar: made.DiffID, Lossy: made.Lossy}
 	if made.Annotations != nil {
 		_, err := zstdchunked.Parse(made.TOC, made.End, zstdchunked.Options{TOCDigest: digest.FromBytes(made.TOC)})
 		if out.Unusable, err = holds(err); err != nil || out.Unusable != "" {

@@ -46,7 +46,7 @@ func (d *digests) add(f *Frame) {
 // between adds what belongs to the tar only.
 func (d *digests) between(p []byte) {
 	if d.tar != nil {
-		d.tar.Write(p)
+		sha256s.Write(p, d.tar)
 	}
 	d.tarSize += int64(len(p))
 }

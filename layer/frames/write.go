@@ -20,6 +20,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256s"
 )
 
 const (
@@ -110,7 +112,7 @@ func (o *Output) Append(p []byte, tar ...[]byte) error {
 		o.digests.between(t)
 	}
 	if o.blob != nil {
-		o.blob.Write(p)
+		sha256s.Write(p, o.blob)
 	}
 	o.blobBytes += int64(len(p))
 	if _, err := o.w.Write(p); err != nil {

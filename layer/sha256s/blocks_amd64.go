@@ -8,10 +8,10 @@ import (
 
 func init() {
 	if cpuid.CPU.Supports(cpuid.SHA, cpuid.AVX, cpuid.SSSE3, cpuid.SSE4) {
-		ways = append(ways, way{byInstructions, sha256.BlockSize})
+		ways = append(ways, way{byInstructions, sha256.BlockSize, 2})
 	}
 	if cpuid.CPU.Supports(cpuid.AVX512F, cpuid.AVX512VL) {
-		ways = append(ways, way{byLanes, 4 * sha256.BlockSize})
+		ways = append(ways, way{byLanes, 4 * sha256.BlockSize, 1})
 	}
 }
 

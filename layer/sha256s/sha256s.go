@@ -1,9 +1,9 @@
-// Package sha256s has two or three SHA-256 digests go over the same bytes for little more than the price of one.
+// Package sha256s has up to three SHA-256 digests go over the same bytes for little more than the price of one.
 //
 // A layer's tar is hashed as a whole, and its files and chunks are by themselves. The rounds of SHA-256 depend on each other, so a CPU that
 // has instructions for them waits for most of the time: other digests of the same blocks, which have the words of a block in common, fill
-// that. Where there are no such instructions, but AVX-512, each digest has a lane of its registers. A payload in a tar begins at a block, as SHA-256
-// has blocks of 64 bytes and a tar of 512.
+// that. Where there are no such instructions, but AVX-512, each digest has a lane of its registers, which takes fewer operations than crypto/sha256 does for
+// one. A payload in a tar begins at a block, as SHA-256 has blocks of 64 bytes and a tar of 512.
 //
 // What a digest is stays crypto/sha256's: this takes its state, as encoding.BinaryAppender has it, and gives it back.
 package sha256s
@@ -26,16 +26,17 @@ const (
 	worthwhile = 1 << 10
 )
 
-// A way is how two or three states go over the same bytes.
+// A way is how up to three states go over the same bytes.
 type way struct {
-	over func(p []byte, states ...*words)
-	unit int // of how many bytes p is a multiple
+	over  func(p []byte, states ...*words)
+	unit  int // of how many bytes p is a multiple
+	least int // how many states make it faster than one after the other
 }
 
 // ways are what this CPU has, the best first. Without one there is nothing better than one after the other.
 var ways []way
 
-// Write writes p to several digests. They are crypto/sha256's, and two or three, if it's to be fast.
+// Write writes p to digests. They are crypto/sha256's, and not more than three, if it's to be fast.
 func Write(p []byte, digests ...hash.Hash) {
 	if len(ways) > 0 && len(p) >= worthwhile {
 		p = p[together(p, digests):]
@@ -56,7 +57,7 @@ func together(p []byte, digests []hash.Hash) int {
 	n := len(p) / ways[0].unit * ways[0].unit
 	var w [3]words
 	var states []*words
-	if len(digests) < 2 || len(digests) > len(w) {
+	if len(digests) < ways[0].least || len(digests) > len(w) {
 		return 0
 	}
 	for i, d := range digests {
