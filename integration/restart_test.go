@@ -214,11 +214,7 @@ func TestMaxSize(t *testing.T) {
 	usedBy(t, d) // BuildKit notes what the layers take
 	stopDaemon(t, d)
 	d = startDaemon(t, opt)
-	for end := time.Now().Add(20 * time.Second); stored(t, d) > 4<<20; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the store takes %d bytes", stored(t, d))
-		}
-	}
+	waitForRoom(t, d, 4<<20)
 	if du := usedBy(t, d); du > 5<<20 {
 		t.Errorf("du shows %d bytes, where the store takes %d", du, stored(t, d))
 	}
@@ -227,6 +223,48 @@ func TestMaxSize(t *testing.T) {
 		t.Errorf("the step is %+v, want it cached", v)
 	}
 	wantContains(t, "output", res.Output(), digest.FromString(noise(3, 1<<20)).Encoded())
+}
+
+// TestMaxSizeIsKept bounds the layers below what BuildKit keeps: of a step's result that nobody has asked for, the snapshot that it was written to, and of what
+// was exported, a view.
+func TestMaxSizeIsKept(t *testing.T) {
+	reg := startRegistry(t, registry.Options{})
+	push(t, reg, "base:estargz", busybox(t, bigLayer(t, 16<<20)), baseimage.EStargz)
+	d := startDaemon(t, daemon.Options{Config: plainHTTP(reg) + "[lazy]\nmax-size = \"4MiB\"\n"})
+	dockerfile := "FROM " + reg.Ref("base:estargz") + "\nRUN cat /big/* | sha256sum\nRUN echo one >/file\n"
+	exported := func(compression string) client.Solve {
+		return client.Solve{Dockerfile: dockerfile, Outputs: []string{
+			"type=image,push=true,registry.insecure=true,force-compression=true,compression=" + compression + ",name=" + reg.Ref("app:"+compression),
+		}}
+	}
+	build(t, d, client.Solve{Dockerfile: dockerfile})
+	waitForRoom(t, d, 4<<20)
+	build(t, d, exported("estargz"))
+	waitForRoom(t, d, 4<<20)
+
+	res := build(t, d, client.Solve{Dockerfile: dockerfile + "RUN cat /file; sha256sum /big/3\n"})
+	wantContains(t, "output", res.Output(), "one", digest.FromString(noise(3, 1<<20)).Encoded())
+	if v := res.Vertex("RUN cat /big"); v == nil || !v.Cached {
+		t.Errorf("the step is %+v, want it cached", v)
+	}
+	// What reads the view, which is there already.
+	waitForRoom(t, d, 4<<20)
+	dir := t.TempDir()
+	build(t, d, client.Solve{Dockerfile: dockerfile + "FROM scratch\nCOPY --from=0 /big/5 /file /\n", Outputs: []string{"type=local,dest=" + dir}})
+	if got, err := os.ReadFile(filepath.Join(dir, "5")); err != nil || string(got) != noise(5, 1<<20) {
+		t.Errorf("copied: %d bytes, %v, want those of the layer", len(got), err)
+	}
+	build(t, d, exported("zstd"))
+}
+
+// waitForRoom waits until the daemon's lazy layers take no more than limit bytes.
+func waitForRoom(t *testing.T, d *daemon.Daemon, limit int64) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); stored(t, d) > limit; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("lazy layers take %d bytes, where they may take %d", stored(t, d), limit)
+		}
+	}
 }
 
 // usedBy returns the sum of what du shows, in bytes.

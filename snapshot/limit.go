@@ -8,7 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
-// limitEvery is how often the size of the store is looked at.
+// limitEvery is how often the size of the store is looked at, and how long nobody must have used a layer to be one that nobody uses: a build's
+// steps follow each other.
 const limitEvery = 10 * time.Second
 
 // keepLimit parks layers that nobody uses whenever the store has more than it may, until the returned function is
@@ -23,7 +24,7 @@ func (s *Snapshotter) keepLimit(limit int64, every time.Duration) (stop func()) 
 		for {
 			select {
 			case <-t.C:
-				s.parkAbove(ctx, limit)
+				s.parkAbove(ctx, limit, every)
 			case <-ctx.Done():
 				return
 			}
@@ -35,8 +36,8 @@ func (s *Snapshotter) keepLimit(limit int64, every time.Duration) (stop func()) 
 	}
 }
 
-// parkAbove parks layers that nobody uses, least recently used first, until the others take no more than limit bytes.
-func (s *Snapshotter) parkAbove(ctx context.Context, limit int64) {
+// parkAbove parks layers that nobody uses, nor has for some time, least recently used first, until the others take no more than limit bytes.
+func (s *Snapshotter) parkAbove(ctx context.Context, limit int64, idle time.Duration) {
 	var held int64 // of layers that the store can't drop
 	sizes := map[string]int64{}
 	for _, u := range s.door.store.Usage() {
@@ -46,14 +47,14 @@ func (s *Snapshotter) parkAbove(ctx context.Context, limit int64) {
 		}
 	}
 	for _, m := range s.parking.leastUsed() {
-		if held <= limit || ctx.Err() != nil {
+		if held <= limit || ctx.Err() != nil || time.Since(m.used) < idle {
 			return
 		}
 		info, err := s.Stat(ctx, m.name)
 		if err != nil {
 			continue // removed
 		}
-		if s.parking.parkIdle(ctx, m, func() bool { return s.inUse(ctx, m.name) }) {
+		if s.parking.parkIdle(ctx, m, func() bool { return s.parking.isUsed(m.mountpoint) || !s.uses && s.inUse(ctx, m.name) }) {
 			// Another snapshot may still have it: then the next look finds that it's still too much.
 			held -= sizes[info.Labels[LabelDigest]]
 		}

@@ -24,14 +24,14 @@ func TestLimit(t *testing.T) {
 		r.in("on-two", "two", func(dir string) error { wantFile(t, dir, "other", other); return nil })
 		mounts := len(mountsBelow(t, r.root))
 
-		r.parkAbove(t.Context(), 1<<20)
+		r.parkAbove(t.Context(), 1<<20, 0)
 		if m := mountsBelow(t, r.root); len(m) != mounts {
 			t.Errorf("in use, and unmounted: %q are left of %d", m, mounts)
 		}
 		if err := r.Commit(t.Context(), "child-of-one", "on-one"); err != nil {
 			t.Fatal(err)
 		}
-		r.parkAbove(t.Context(), 1<<20)
+		r.parkAbove(t.Context(), 1<<20, 0)
 		if m := mountsBelow(t, r.root); len(m) != mounts-mountsPerLayer {
 			t.Errorf("unused, and mounted: %q are left of %d", m, mounts)
 		}
@@ -95,8 +95,8 @@ func TestAParkedLayerIsNotRemoved(t *testing.T) {
 		r.lazily(reg, "one", "", l)
 		r.lazily(reg, "below", "", other)
 		r.lazily(reg, "two", "below", l)
-		r.parkAbove(t.Context(), 0)
-		r.parkAbove(t.Context(), 0) // the second snapshot of the layer
+		r.parkAbove(t.Context(), 0, 0)
+		r.parkAbove(t.Context(), 0, 0) // the second snapshot of the layer
 		if m := mountsBelow(t, r.root); len(m) > 0 {
 			t.Errorf("unused, and mounted: %q", m)
 		}

@@ -38,6 +38,7 @@ type parking struct {
 	parked   map[string]*parked  // by mount point
 	names    map[string]*parked  // the same, by snapshot
 	mounted  map[string]*mounted // by mount point
+	uses     map[string]int      // the same: how many have mounted it by [Snapshotter.Use]
 }
 
 // place is where a snapshot has a layer.
@@ -57,7 +58,7 @@ type parked struct {
 func newParking(fs stargz.FileSystem, removed func(digest.Digest)) *parking {
 	return &parking{
 		FileSystem: fs, removed: removed, starting: true,
-		parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{},
+		parked: map[string]*parked{}, names: map[string]*parked{}, mounted: map[string]*mounted{}, uses: map[string]int{},
 	}
 }
 
@@ -218,12 +219,7 @@ func (s *Snapshotter) restore(ctx context.Context, key string) error {
 		l := s.parking.names[key]
 		s.parking.mu.Unlock()
 		if l != nil {
-			eg.Go(func() error {
-				if err := s.parking.unpark(ctx, l, info.Labels); err != nil {
-					return fmt.Errorf("mount layer %s once more, which was mounted before: %w", info.Labels[LabelDigest], err)
-				}
-				return nil
-			})
+			eg.Go(func() error { return s.mountAgain(ctx, l) })
 		}
 		key = info.Parent
 	}

@@ -139,6 +139,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	blobs.Store(wopt.ContentStore)
 	var planner *source.Snapshotter
 	restored := func() error { return nil }
+	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
+		wopt.Snapshotter = &usingSnapshotter{wopt.Snapshotter, s.Use}
+	}
 	if door.Lazy {
 		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
 			ContentStore: wopt.ContentStore,
