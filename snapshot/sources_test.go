@@ -95,7 +95,9 @@ func olderVersion(t *testing.T, door string, distrust bool) (r *reopenable, reg 
 	t.Helper()
 	one, two = layerOf(t, versionOf(1)), layerOf(t, versionOf(2))
 	reg = newRegistry(t, nil, one, two)
-	r = newReopenable(t, reg.options(door))
+	opt := reg.options(door)
+	opt.Store.Quiet = 100 * time.Millisecond // a layer is done when it's synced
+	r = newReopenable(t, opt)
 	r.lazily(reg, "one", "", one)
 	r.in("on-one", "one", func(dir string) error { wantFiles(t, dir, versionOf(1)); return nil })
 	if err := r.Remove(t.Context(), "on-one"); err != nil {

@@ -28,7 +28,7 @@ type content struct {
 	missing     atomic.Int64 // chunks not in have
 	filled      atomic.Int64 // bytes of those in have
 	done        chan struct{}
-	finish      sync.Once // closes done
+	finish      sync.Once // closes done, when a map has been written by which nothing is missing
 
 	// one is held by whoever writes or verifies a chunk, by its index: verifying must not see half of what is
 	// written, nor punch out what has just been.
@@ -85,8 +85,8 @@ func openContent(l *Layer, m *layer.Layer, table [sha256.Size]byte) (*content, e
 	for i := c.have.next(0, len(m.Chunks), true); i < len(m.Chunks); i = c.have.next(i+1, len(m.Chunks), true) {
 		c.filled.Add(m.Chunks[i].Size)
 	}
-	if c.missing.Load() == 0 {
-		c.finish.Do(func() { close(c.done) })
+	if c.clean || len(m.Chunks) == 0 {
+		c.finished()
 	}
 	return c, nil
 }
@@ -257,7 +257,12 @@ func (c *content) arrived(i int) {
 	c.maybe.remove(i)
 	c.filled.Add(c.model.Chunks[i].Size)
 	c.of.s.grow(c.model.Chunks[i].Size)
-	if c.missing.Add(-1) == 0 {
+	c.missing.Add(-1)
+}
+
+// finished tells who waits that all chunks are there, if they are. By who knows that they have been synced.
+func (c *content) finished() {
+	if c.missing.Load() == 0 {
 		c.finish.Do(func() { close(c.done) })
 	}
 }
@@ -419,6 +424,7 @@ func (c *content) settle() error {
 	c.clean, c.generation = true, m.Generation
 	c.mapped.Store(true)
 	c.settled.Store(n)
+	c.finished()
 	c.gate.Unlock()
 	return syncFile(c.of.dir)
 }

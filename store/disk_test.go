@@ -163,6 +163,9 @@ func TestDiskLosesWrites(t *testing.T) {
 			if err := l.Settle(); !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("settled: %v; want an error of the disk", err)
 			}
+			if closed(l.Done()) {
+				t.Error("done, and the disk hasn't taken it all")
+			}
 			if restart {
 				l.Release()
 				_ = s.Close() // which may not find room for a map

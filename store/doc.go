@@ -30,7 +30,7 @@
 //	l.Have(i) || l.Verify(i)                  // else fetch, decompress to r, and
 //	v, err := model.ReadChunk(i, r, buf)      // hashes the chunk, once
 //	err = l.WriteChunk(v)
-//	<-l.Done()                                // the last chunk has arrived
+//	<-l.Done()                                // the last chunk has arrived, and all are synced
 //
 // A layer that somebody holds is never removed. What nobody holds may be, least recently used first, to keep to
 // [Options].MaxSize or because of [Store.Prune]. Who only copies chunks that another layer may have as well ([Layer.Alike]) borrows it

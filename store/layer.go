@@ -297,8 +297,8 @@ func (l *Layer) Complete() bool {
 	return c != nil && c.missing.Load() == 0
 }
 
-// Done returns a channel that is closed when all chunks are known to be there, and stays closed; nil, on which nobody ever receives, if
-// the layer isn't bound.
+// Done returns a channel that is closed when all chunks are known to be there and have been synced, and stays closed: what is there isn't lost any more by a
+// disk that doesn't take it. It is nil, on which nobody ever receives, if the layer isn't bound.
 func (l *Layer) Done() <-chan struct{} {
 	if c := l.content.Load(); c != nil {
 		return c.done

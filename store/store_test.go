@@ -288,8 +288,11 @@ func TestLayer(t *testing.T) {
 
 	fillAll(t, l, fx)
 	checkRight(t, l, fx)
-	if !closed(l.Done()) {
-		t.Error("Done isn't")
+	if closed(l.Done()) {
+		t.Error("done before it's synced")
+	}
+	if err := l.Settle(); err != nil || !closed(l.Done()) {
+		t.Errorf("Done isn't; settled: %v", err)
 	}
 	p := make([]byte, len(fx.truth)+10)
 	if n, err := l.ReadAt(p, 0); n != len(fx.truth) || !errors.Is(err, io.EOF) || !bytes.Equal(p[:n], fx.truth) {
