@@ -35,6 +35,7 @@ import (
 	fscopy "github.com/tonistiigi/fsutil/copy"
 	"github.com/urfave/cli/v3"
 
+	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256s"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/erofs"
 	"github.com/buildkitd-lazy/buildkitd-lazy/mount/fuse"
 )
@@ -43,6 +44,7 @@ func main() {
 	if erofs.GuardianMain(os.Args) || fuse.GuardianMain(os.Args) {
 		return
 	}
+	sha256s.Register()
 	// Modes in images are what the Dockerfile says, not what the daemon's umask makes of them; fsutil skips a chmod
 	// for every file when it may rely on that.
 	syscall.Umask(0)

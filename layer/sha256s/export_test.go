@@ -5,6 +5,12 @@ import "slices"
 // Ways returns how many ways this CPU has, and that of one after the other.
 func Ways() int { return len(ways) + 1 }
 
+// NewSingle is what Register registers.
+var NewSingle = newSingle
+
+// Singles reports whether a digest by itself is faster than crypto/sha256.
+func Singles() bool { return len(ways) > 0 && ways[0].least == 1 }
+
 // Use has Write take one of them, until restore is called.
 func Use(i int) (restore func()) {
 	all := ways

@@ -22,7 +22,7 @@ const (
 	stateSize = len(magic) + sha256.Size + sha256.BlockSize + 8
 	lengthAt  = stateSize - 8
 
-	// worthwhile is how many bytes make up for taking the states and giving them back.
+	// worthwhile is how many bytes make up for taking the states and giving them back. It's more than the rest of a block and a way's unit.
 	worthwhile = 1 << 10
 )
 
@@ -52,34 +52,42 @@ type state interface {
 	encoding.BinaryUnmarshaler
 }
 
-// together writes complete blocks of p to all, if all are at the beginning of a block, and returns how many bytes that are.
+// together writes p to all, up to the last complete block, if all are at the same place in a block, and returns how many bytes that are.
 func together(p []byte, digests []hash.Hash) int {
-	n := len(p) / ways[0].unit * ways[0].unit
 	var w [3]words
 	var states []*words
 	if len(digests) < ways[0].least || len(digests) > len(w) {
 		return 0
 	}
 	for i, d := range digests {
-		if !w[i].take(d) {
+		if !w[i].take(d) || w[i].begun() != w[0].begun() {
 			return 0
 		}
 		states = append(states, &w[i])
 	}
-	ways[0].over(p[:n], states...)
+	rest := 0 // of the block that is begun
+	if begun := w[0].begun(); begun > 0 {
+		rest = sha256.BlockSize - begun
+		for i, d := range digests {
+			d.Write(p[:rest])
+			w[i].take(d)
+		}
+	}
+	n := (len(p) - rest) / ways[0].unit * ways[0].unit
+	ways[0].over(p[rest:rest+n], states...)
 	for i, d := range digests {
 		w[i].give(d.(state), n)
 	}
-	return n
+	return rest + n
 }
 
-// words are the state of a digest that is at the beginning of a block.
+// words are the state of a digest.
 type words struct {
 	state   [8]uint32
 	encoded []byte
 }
 
-// take reports whether h is such a digest.
+// take takes the state of h, and reports whether that is one of crypto/sha256's.
 func (w *words) take(h hash.Hash) bool {
 	s, ok := h.(state)
 	if !ok {
@@ -87,7 +95,7 @@ func (w *words) take(h hash.Hash) bool {
 	}
 	var err error
 	w.encoded, err = s.AppendBinary(make([]byte, 0, stateSize))
-	if err != nil || len(w.encoded) != stateSize || string(w.encoded[:len(magic)]) != magic || binary.BigEndian.Uint64(w.encoded[lengthAt:])%sha256.BlockSize != 0 {
+	if err != nil || len(w.encoded) != stateSize || string(w.encoded[:len(magic)]) != magic {
 		return false
 	}
 	for i := range w.state {
@@ -96,7 +104,12 @@ func (w *words) take(h hash.Hash) bool {
 	return true
 }
 
-// give gives the state back, n bytes further on.
+// begun returns how many bytes of a block have been written.
+func (w *words) begun() int {
+	return int(binary.BigEndian.Uint64(w.encoded[lengthAt:]) % sha256.BlockSize)
+}
+
+// give gives the state, of a digest that was at the beginning of a block, back to it, n bytes further on.
 func (w *words) give(s state, n int) {
 	for i, v := range w.state {
 		binary.BigEndian.PutUint32(w.encoded[len(magic)+4*i:], v)

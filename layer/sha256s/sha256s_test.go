@@ -2,11 +2,16 @@ package sha256s_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"crypto/sha512"
+	"encoding"
 	"fmt"
 	"hash"
+	"reflect"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/layertest"
 	"github.com/buildkitd-lazy/buildkitd-lazy/layer/sha256s"
@@ -53,6 +58,58 @@ func FuzzWrite(f *testing.F) {
 			restore()
 		}
 	})
+}
+
+// A digest that is registered is crypto/sha256's in all that can be asked of it, in each way.
+func TestRegistered(t *testing.T) {
+	p := layertest.Noise(1, 300_000)
+	for way := range sha256s.Ways() {
+		restore := sha256s.Use(way)
+		d, want := sha256s.NewSingle(), sha256.New()
+		for at, n := 0, 1; at < len(p); at, n = at+n, n*7%50_021 {
+			n = min(n, len(p)-at)
+			if m, err := d.Write(p[at : at+n]); m != n || err != nil {
+				t.Fatal(m, err)
+			}
+			want.Write(p[at : at+n])
+			state, err := d.(encoding.BinaryMarshaler).MarshalBinary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := sha256.New()
+			if err := again.(encoding.BinaryUnmarshaler).UnmarshalBinary(state); err != nil {
+				t.Fatal(err)
+			}
+			clone, err := d.(hash.Cloner).Clone()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := clone.(encoding.BinaryMarshaler); !ok {
+				t.Error("a clone can't be marshaled, as crypto/tls wants it")
+			}
+			same(t, []hash.Hash{d, again, clone}, []hash.Hash{want, want, want})
+			clone.Write(p) // is its own
+		}
+		d.Reset()
+		same(t, []hash.Hash{d}, []hash.Hash{sha256.New()})
+		restore()
+	}
+}
+
+// Where Register has something better, crypto.SHA256 is that.
+func TestRegister(t *testing.T) {
+	defer crypto.RegisterHash(crypto.SHA256, sha256.New)
+	sha256s.Register()
+	p := layertest.Noise(1, 100_001)
+	d := digest.SHA256.Hash()
+	d.Write(p)
+	want := sha256.Sum256(p)
+	if got := d.Sum(nil); !bytes.Equal(got, want[:]) {
+		t.Errorf("go-digest's digest is %x, want %x", got, want)
+	}
+	if std, single := reflect.TypeOf(d) == reflect.TypeOf(sha256.New()), sha256s.Singles(); std == single {
+		t.Errorf("go-digest's digests are %T, and single ones are faster: %v", d, single)
+	}
 }
 
 // TestOtherHashes: what isn't crypto/sha256's is written to all the same.
