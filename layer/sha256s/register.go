@@ -2,6 +2,7 @@ package sha256s
 
 import (
 	"crypto"
+	"crypto/fips140"
 	"crypto/sha256"
 	"encoding"
 	"hash"
@@ -9,15 +10,19 @@ import (
 
 // Register has every digest that a program makes by crypto.SHA256 be written to by [Write], where that is faster for one by itself. So go-digest's are, and with
 // them those of content stores and of layers' differs: it leaves it to programs to choose an implementation,
-// https://github.com/opencontainers/go-digest/blob/v1.0.0/algorithm.go#L127. Call it before anything else runs.
+// https://github.com/opencontainers/go-digest/blob/v1.0.0/algorithm.go#L127. crypto/tls makes some, too: who asks for FIPS 140 gets crypto/sha256. Call it
+// before anything else runs.
 func Register() {
-	if len(ways) == 0 || ways[0].least > 1 {
+	if !singles() {
 		return
 	}
 	if _, ok := sha256.New().(complete); ok {
 		crypto.RegisterHash(crypto.SHA256, newSingle)
 	}
 }
+
+// singles reports whether a digest by itself is faster than crypto/sha256's, and may be another one.
+func singles() bool { return len(ways) > 0 && ways[0].least == 1 && !fips140.Enabled() }
 
 // A complete digest can do what crypto/sha256's can, which crypto/tls asks for.
 type complete interface {
