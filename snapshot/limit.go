@@ -4,8 +4,6 @@ import (
 	"context"
 	"slices"
 	"time"
-
-	"github.com/containerd/containerd/v2/core/snapshots"
 )
 
 // limitEvery is how often the size of the store is looked at, and how long nobody must have used a layer to be one that nobody uses: a build's
@@ -54,39 +52,11 @@ func (s *Snapshotter) parkAbove(ctx context.Context, limit int64, idle time.Dura
 		if err != nil {
 			continue // removed
 		}
-		if s.parking.parkIdle(ctx, m, func() bool { return s.parking.isUsed(m.mountpoint) || !s.uses && s.inUse(ctx, m.name) }) {
+		if s.parking.parkIdle(ctx, m) {
 			// Another snapshot may still have it: then the next look finds that it's still too much.
 			held -= sizes[info.Labels[LabelDigest]]
 		}
 	}
-}
-
-// inUse reports whether somebody may be reading a snapshot: it is below one that isn't committed, it is gone, or
-// that can't be told. Whoever gets mounts has an active snapshot, or a view, before; and keeps the mounts, without asking
-// again, as long as that is there.
-func (s *Snapshotter) inUse(ctx context.Context, name string) bool {
-	parents := map[string]string{}
-	var open []string
-	if err := s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		parents[info.Name] = info.Parent
-		if info.Kind != snapshots.KindCommitted {
-			open = append(open, info.Name)
-		}
-		return nil
-	}); err != nil {
-		return true
-	}
-	if _, ok := parents[name]; !ok {
-		return true
-	}
-	return slices.ContainsFunc(open, func(key string) bool {
-		for ; key != ""; key = parents[key] {
-			if key == name {
-				return true
-			}
-		}
-		return false
-	})
 }
 
 // mounted is a layer that is mounted for a snapshot.
@@ -108,13 +78,13 @@ func (p *parking) leastUsed() []mounted {
 }
 
 // parkIdle parks a mounted layer, unless somebody uses it, and reports whether it did. Whoever comes meanwhile waits.
-func (p *parking) parkIdle(ctx context.Context, m mounted, inUse func() bool) bool {
+func (p *parking) parkIdle(ctx context.Context, m mounted) bool {
 	if !p.making.TryLock() {
 		return false // the next time
 	}
 	defer p.making.Unlock()
 	p.mu.Lock()
-	if p.parked[m.mountpoint] != nil || p.mounted[m.mountpoint] == nil {
+	if p.parked[m.mountpoint] != nil || p.mounted[m.mountpoint] == nil || p.uses[m.mountpoint] > 0 {
 		p.mu.Unlock()
 		return false
 	}
@@ -122,10 +92,6 @@ func (p *parking) parkIdle(ctx context.Context, m mounted, inUse func() bool) bo
 	<-l.turn
 	p.mu.Unlock()
 	defer func() { l.turn <- struct{}{} }()
-	if inUse() {
-		p.leave(l)
-		return false
-	}
 	// What of it fails is seen when the directory is mounted on again, or removed.
 	_ = p.FileSystem.Unmount(ctx, m.mountpoint)
 	p.mu.Lock()

@@ -20,21 +20,28 @@ func TestLimit(t *testing.T) {
 		r := newReopenable(t, opt)
 		r.lazily(reg, "one", "", one)
 		r.lazily(reg, "two", "", two)
-		r.in("on-one", "one", func(dir string) error { wantFile(t, dir, "big", big); return nil })
-		r.in("on-two", "two", func(dir string) error { wantFile(t, dir, "other", other); return nil })
-		mounts := len(mountsBelow(t, r.root))
-
-		r.parkAbove(t.Context(), 1<<20, 0)
-		if m := mountsBelow(t, r.root); len(m) != mounts {
-			t.Errorf("in use, and unmounted: %q are left of %d", m, mounts)
+		mounted := func(when string, limit int64, want int) {
+			t.Helper()
+			r.parkAbove(t.Context(), limit, 0)
+			if m := mountsBelow(t, r.root); len(m) != want*mountsPerLayer {
+				t.Errorf("%s: %q are mounted, want %d layers", when, m, want)
+			}
 		}
+		r.in("on-one", "one", func(dir string) error {
+			wantFile(t, dir, "big", big)
+			r.in("on-two", "two", func(dir string) error {
+				wantFile(t, dir, "other", other)
+				mounted("both in use", 1<<20, 2)
+				return nil
+			})
+			mounted("one in use", 1<<20, 1)
+			return nil
+		})
 		if err := r.Commit(t.Context(), "child-of-one", "on-one"); err != nil {
 			t.Fatal(err)
 		}
-		r.parkAbove(t.Context(), 1<<20, 0)
-		if m := mountsBelow(t, r.root); len(m) != mounts-mountsPerLayer {
-			t.Errorf("unused, and mounted: %q are left of %d", m, mounts)
-		}
+		mounted("within the limit", 5<<20, 1)
+		mounted("unused", 1<<20, 0)
 		// It is still there.
 		before := requests.n.Load()
 		r.in("again", "child-of-one", func(dir string) error { wantFile(t, dir, "big", big); return nil })
@@ -48,20 +55,23 @@ func TestLimit(t *testing.T) {
 		// By itself, the store drops what nobody has mounted.
 		r.opt.Store.MaxSize = 3 << 20
 		r.reopen(nil)
-		r.in("on-two-again", "two", func(dir string) error { wantFile(t, dir, "other", other); return nil })
-		for end := time.Now().Add(30 * time.Second); r.Layers()[one.digest] > 0; time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("the store has %v", r.Layers())
+		r.in("on-two-again", "two", func(dir string) error {
+			wantFile(t, dir, "other", other)
+			for end := time.Now().Add(30 * time.Second); r.Layers()[one.digest] > 0; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("the store has %v", r.Layers())
+				}
 			}
-		}
-		before = requests.n.Load()
-		r.in("once-more", "grandchild", func(dir string) error { wantFile(t, dir, "big", big); return nil })
-		if requests.n.Load() == before {
-			t.Error("no request for what was dropped")
-		}
-		if n := r.Layers(); n[two.digest] < int64(len(other)) {
-			t.Errorf("what is in use was dropped: %v", n)
-		}
+			before = requests.n.Load()
+			r.in("once-more", "grandchild", func(dir string) error { wantFile(t, dir, "big", big); return nil })
+			if requests.n.Load() == before {
+				t.Error("no request for what was dropped")
+			}
+			if n := r.Layers(); n[two.digest] < int64(len(other)) {
+				t.Errorf("what is in use was dropped: %v", n)
+			}
+			return nil
+		})
 	})
 }
 

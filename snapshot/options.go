@@ -34,9 +34,6 @@ type Options struct {
 	MountTimeout time.Duration
 	// Local, if set, returns where blobs may be that need not be fetched any more.
 	Local func() content.Provider
-	// Uses says that whoever mounts a snapshot calls [Snapshotter.Use] before. Without it, the layers of an active one, or a view, are in use as long
-	// as that is there.
-	Uses bool
 	// Removed, if set, is told when no snapshot has a layer any more, or the Snapshotter is closed. One that isn't mounted for want of room, or since the
 	// last process, is still there. It must not wait.
 	Removed func(digest.Digest)

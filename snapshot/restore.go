@@ -219,7 +219,7 @@ func (s *Snapshotter) restore(ctx context.Context, key string) error {
 		l := s.parking.names[key]
 		s.parking.mu.Unlock()
 		if l != nil {
-			eg.Go(func() error { return s.mountAgain(ctx, l) })
+			eg.Go(func() error { return s.parking.mountAgain(ctx, l, info.Labels) })
 		}
 		key = info.Parent
 	}

@@ -75,8 +75,13 @@ func (r *reopenable) lazily(reg *registry, target, parent string, l testLayer) {
 func (r *reopenable) in(key, parent string, do func(dir string) error) {
 	r.t.Helper()
 	mounts, err := r.Prepare(r.t.Context(), key, parent)
+	var release func()
+	if err == nil {
+		release, err = r.Use(r.t.Context(), mounts)
+	}
 	if err == nil {
 		err = mount.WithTempMount(r.t.Context(), mounts, do)
+		release()
 	}
 	if err != nil {
 		r.t.Fatal(err)

@@ -30,7 +30,6 @@ type Snapshotter struct {
 	snapshots.Snapshotter
 	door    *engine
 	parking *parking
-	uses    bool // see Options.Uses
 	close   func() error
 }
 
@@ -60,7 +59,7 @@ func New(root string, opt Options) (*Snapshotter, error) {
 		return nil, errors.Join(fmt.Errorf("open snapshotter in %s: %w", root, err), d.Close())
 	}
 	parking.started()
-	made := &Snapshotter{Snapshotter: s, door: d, parking: parking, uses: opt.Uses}
+	made := &Snapshotter{Snapshotter: s, door: d, parking: parking}
 	unlimited := func() {}
 	made.close = sync.OnceValue(func() error {
 		unlimited()

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Use keeps the lazy layers in mounts that the Snapshotter has handed out from being unmounted to make room, until release is called, a second time
-// without effect. Those that are unmounted already are mounted. See [Options.Uses].
+// Use is called before what the Snapshotter has handed out is mounted, and release when it no longer is, a second time without effect. In between the lazy layers
+// in it aren't unmounted to make room for others, as a snapshot that is there doesn't keep them from being; those that are unmounted already are mounted.
 func (s *Snapshotter) Use(ctx context.Context, mounts []mount.Mount) (release func(), err error) {
 	dirs := dirsOf(mounts)
 	s.parking.making.RLock()
@@ -19,7 +19,13 @@ func (s *Snapshotter) Use(ctx context.Context, mounts []mount.Mount) (release fu
 	eg, egctx := errgroup.WithContext(ctx)
 	for _, dir := range dirs {
 		if l := s.parking.parkedAt(dir); l != nil {
-			eg.Go(func() error { return s.mountAgain(egctx, l) })
+			eg.Go(func() error {
+				info, err := s.Stat(egctx, l.name)
+				if err != nil {
+					return fmt.Errorf("mount layer %s once more: %w", l.layer, err)
+				}
+				return s.parking.mountAgain(egctx, l, info.Labels)
+			})
 		}
 	}
 	if err := eg.Wait(); err != nil {
@@ -30,13 +36,9 @@ func (s *Snapshotter) Use(ctx context.Context, mounts []mount.Mount) (release fu
 }
 
 // mountAgain mounts a layer that is parked.
-func (s *Snapshotter) mountAgain(ctx context.Context, l *parked) error {
-	info, err := s.Stat(ctx, l.name)
-	if err != nil {
-		return fmt.Errorf("mount layer %s once more: %w", l.layer, err)
-	}
-	if err := s.parking.unpark(ctx, l, info.Labels); err != nil {
-		return fmt.Errorf("mount layer %s once more, which was mounted before: %w", info.Labels[LabelDigest], err)
+func (p *parking) mountAgain(ctx context.Context, l *parked, labels map[string]string) error {
+	if err := p.unpark(ctx, l, labels); err != nil {
+		return fmt.Errorf("mount layer %s once more, which was mounted before: %w", l.layer, err)
 	}
 	return nil
 }
@@ -60,11 +62,4 @@ func (p *parking) use(dirs []string, n int) {
 			delete(p.uses, dir)
 		}
 	}
-}
-
-// isUsed reports whether somebody has mounted the directory.
-func (p *parking) isUsed(dir string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.uses[dir] > 0
 }

@@ -13,9 +13,7 @@ func TestUse(t *testing.T) {
 		big, small := random(2<<20), random(1<<10)
 		lower, upper := layerOf(t, map[string][]byte{"big": big}), layerOf(t, map[string][]byte{"small": small})
 		reg := newRegistry(t, nil, lower, upper)
-		opt := reg.options(door)
-		opt.Uses = true
-		r := newReopenable(t, opt)
+		r := newReopenable(t, reg.options(door))
 		r.lazily(reg, "lower", "", lower)
 		r.lazily(reg, "upper", "lower", upper)
 		if _, err := r.Prepare(t.Context(), "active", "upper"); err != nil {
@@ -60,17 +58,6 @@ func TestUse(t *testing.T) {
 		mounted("not for long", 2)
 		r.parkAbove(t.Context(), 0, 0)
 		mounted("not mounted any more", 0)
-
-		r.opt.Uses = false
-		r.reopen(nil)
-		if mounts, err = r.Mounts(t.Context(), "view"); err != nil {
-			t.Fatal(err)
-		}
-		if err := mount.WithTempMount(t.Context(), mounts, reads); err != nil {
-			t.Fatal(err)
-		}
-		r.parkAbove(t.Context(), 0, 0)
-		mounted("nobody would say so", 2)
 	})
 }
 
@@ -81,7 +68,7 @@ func TestUseOfWhatIsGone(t *testing.T) {
 		reg := newRegistry(t, nil, l)
 		requests := countRequests(reg)
 		opt := reg.options(door)
-		opt.Uses, opt.Store.MaxSize = true, 1
+		opt.Store.MaxSize = 1
 		r := newReopenable(t, opt)
 		r.lazily(reg, "base", "", l)
 		mounts, err := r.View(t.Context(), "view", "base")

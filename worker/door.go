@@ -136,7 +136,6 @@ func lazySnapshotter(opt Options, rep *report.Reporter, door string) (runc.Snaps
 		Blob:         blobOptions(opt, rep),
 		Watch:        opt.watch,
 		MountTimeout: opt.Lazy.MountTimeout,
-		Uses:         true, // a usingSnapshotter does
 		Removed:      rep.Forget,
 		Local:        opt.local,
 	}

@@ -11,9 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	bkexecutor "github.com/moby/buildkit/executor"
-	bksnapshot "github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
@@ -126,53 +124,11 @@ func (r watchedRef) Mount() ([]mount.Mount, func() error, error) {
 	return mounts, releasing(release, r.by.step.Mounts(layers)), nil
 }
 
-// watchedSnapshotter tells the reporter which layers are mounted.
-type watchedSnapshotter struct {
-	bksnapshot.Snapshotter
-	reporter *report.Reporter
-	at       layerAt
-}
-
-// Mounts implements snapshot.Snapshotter.
-func (s *watchedSnapshotter) Mounts(ctx context.Context, key string) (bksnapshot.Mountable, error) {
-	return s.watched(s.Snapshotter.Mounts(ctx, key))
-}
-
-// View implements snapshot.Snapshotter.
-func (s *watchedSnapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) (bksnapshot.Mountable, error) {
-	return s.watched(s.Snapshotter.View(ctx, key, parent, opts...))
-}
-
-func (s *watchedSnapshotter) watched(m bksnapshot.Mountable, err error) (bksnapshot.Mountable, error) {
-	if err != nil {
-		return nil, err
-	}
-	return watchedMountable{m, s}, nil
-}
-
-type watchedMountable struct {
-	bksnapshot.Mountable
-	by *watchedSnapshotter
-}
-
-// Mount implements snapshot.Mountable.
-func (m watchedMountable) Mount() ([]mount.Mount, func() error, error) {
-	mounts, release, err := m.Mountable.Mount()
-	if err != nil {
-		return mounts, release, err
-	}
-	layers, _ := m.by.at.layersIn(mounts, func(m mount.Mount) []string { return append(lowerDirs(m.Options), m.Source) })
-	return mounts, releasing(release, m.by.reporter.Mounts(layers)), nil
-}
-
-// releasing returns release with something that is over then.
-func releasing(release func() error, over func()) func() error {
-	return func() error {
-		defer over()
-		if release == nil {
-			return nil
-		}
-		return release()
+// told returns what tells the reporter which layers are in mounts.
+func (at layerAt) told(rep *report.Reporter) func(mounts []mount.Mount) (over func(), err error) {
+	return func(mounts []mount.Mount) (func(), error) {
+		layers, _ := at.layersIn(mounts, func(m mount.Mount) []string { return append(lowerDirs(m.Options), m.Source) })
+		return rep.Mounts(layers), nil
 	}
 }
 

@@ -128,7 +128,7 @@ func TestMountsThatAreNoStepsAreKnown(t *testing.T) {
 	one := digest.FromString("1")
 	layers := layerAt(func(dir string) (digest.Digest, bool) { return one, dir == "/snapshots/1/fs" })
 	inner := &views{}
-	s := &watchedSnapshotter{inner, &rep, layers}
+	s := &mountingSnapshotter{inner, layers.told(&rep)}
 	if _, err := s.Mounts(t.Context(), "none"); err == nil {
 		t.Error("no error of what there is none of")
 	}

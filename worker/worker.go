@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -140,7 +141,9 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 	var planner *source.Snapshotter
 	restored := func() error { return nil }
 	if s, ok := w.snapshotter.(*snapshot.Snapshotter); ok {
-		wopt.Snapshotter = &usingSnapshotter{wopt.Snapshotter, s.Use}
+		wopt.Snapshotter = &mountingSnapshotter{wopt.Snapshotter, func(mounts []mount.Mount) (func(), error) {
+			return s.Use(context.Background(), mounts) // BuildKit mounts without a context; how long a layer may take is bounded by mount-timeout
+		}}
 	}
 	if door.Lazy {
 		planner = source.NewSnapshotter(wopt.Snapshotter, source.SnapshotterOptions{
@@ -160,7 +163,7 @@ func New(ctx context.Context, opt Options) (_ *Worker, err error) {
 		}
 		wopt.ContentStore = containerdsnapshot.NewContentStore(
 			planner.ContentStore(wopt.ContentStore.Store), wopt.ContentStore.Namespace())
-		wopt.Snapshotter = &linking{Snapshotter: &watchedSnapshotter{planner, w.reporter, w.layerAt}}
+		wopt.Snapshotter = &linking{Snapshotter: &mountingSnapshotter{planner, layerAt(w.layerAt).told(w.reporter)}}
 		wopt.Executor = &executor{Executor: wopt.Executor, reporter: w.reporter, layerAt: w.layerAt, expect: w.expect}
 	}
 	if w.Worker, err = base.NewWorker(ctx, wopt); err != nil {
